@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// The core: concepts, Memory, Session, recalls, views, errors. The standard library and nothing else.
+#include <mnemo/core/error.hpp>
+#include <mnemo/core/executor.hpp>
+#include <mnemo/core/session.hpp>
+#include <mnemo/version.hpp>
