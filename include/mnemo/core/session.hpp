@@ -6,9 +6,16 @@
 namespace mnemo {
 
 namespace detail {
-// Outside Memory: a member alias that names a policy's result would fail before Memory's checks can speak.
-template <class M, class States> struct recall_of;
-template <class E, class S, class R, class C, class L, class States> struct recall_of<Memory<E, S, R, C, L>, States> {
+// Outside Memory, and only where the policies fit: Memory's checks shall speak first, and alone.
+struct NoRecall {
+    index_t rows() const { return 0; }
+};
+template <class M, class States> struct recall_of {
+    using type = NoRecall;
+};
+template <class E, class S, class R, class C, class L, class States>
+    requires KeyExtractorFor<E, States> && RetrieverFor<R, typename pointee<S>::type, queries_t<E, States>>
+struct recall_of<Memory<E, S, R, C, L>, States> {
     using type = recall_t<R, typename pointee<S>::type, queries_t<E, States>>;
 };
 } // namespace detail
