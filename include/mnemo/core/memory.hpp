@@ -9,14 +9,18 @@
 namespace mnemo {
 
 namespace detail {
-template <class T> T& access(T& x) { return x; }
-template <class T> T& access(const std::shared_ptr<T>& x) { return *x; } // several layers, one store
 template <class T> struct pointee {
     using type = T;
 };
-template <class T> struct pointee<std::shared_ptr<T>> {
+template <class T> struct pointee<std::shared_ptr<T>> { // several layers, one store
     using type = T;
 };
+template <class S> auto& access(S& store) {
+    if constexpr (std::is_same_v<typename pointee<std::remove_const_t<S>>::type, std::remove_const_t<S>>)
+        return store;
+    else
+        return *store;
+}
 } // namespace detail
 
 /// The five policies composed. It adds no state, no virtual call and no copy of its own.
