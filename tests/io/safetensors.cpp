@@ -88,7 +88,7 @@ TEST_CASE("safetensors written are safetensors read") {
     REQUIRE(error_of([&] { t.values<std::uint64_t>("ids"); }).find("-2") != std::string::npos);
     for (const Entry& e : t.entries())
         if (!e.bytes.empty())
-            REQUIRE(reinterpret_cast<std::uintptr_t>(e.bytes.data()) * 8 % detail::safetensors_bits(e.dtype) == 0);
+            REQUIRE(reinterpret_cast<std::uintptr_t>(e.bytes.data()) * 8 % detail::safetensors_type(e.dtype).bits == 0);
 }
 
 TEST_CASE("the safetensors writer refuses what it could not read back") {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <mnemo/core/half.hpp>
+#include <mnemo/io/elements.hpp>
 #include <mnemo/io/file.hpp>
 
 #include <nlohmann/json.hpp>
@@ -47,16 +47,37 @@ struct SafeTensorsIndex {
 
 namespace detail {
 
-/// Bits of an element; 0 if the type is unknown.
-inline unsigned safetensors_bits(std::string_view dtype) {
-    constexpr std::pair<std::string_view, unsigned> table[] = {
-        {"F32", 32},    {"F16", 16},    {"BF16", 16},       {"I64", 64},       {"I32", 32},    {"U8", 8},
-        {"I8", 8},      {"BOOL", 8},    {"I16", 16},        {"U16", 16},       {"U32", 32},    {"U64", 64},
-        {"F64", 64},    {"C64", 64},    {"F8_E5M2", 8},     {"F8_E4M3", 8},    {"F8_E8M0", 8}, {"F4", 4},
-        {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}};
-    for (const auto& [name, bits] : table)
-        if (name == dtype) return bits;
-    return 0;
+struct SafeTensorsType {
+    std::string_view name;
+    unsigned bits = 0; // of an element; 0: unknown type
+    ElementType type = ElementType::other;
+};
+inline constexpr SafeTensorsType safetensors_types[] = {{"F32", 32, ElementType::float32},
+                                                        {"F16", 16, ElementType::float16},
+                                                        {"BF16", 16, ElementType::bfloat16},
+                                                        {"F64", 64, ElementType::float64},
+                                                        {"I64", 64, ElementType::int64},
+                                                        {"I32", 32, ElementType::int32},
+                                                        {"I16", 16, ElementType::int16},
+                                                        {"I8", 8, ElementType::int8},
+                                                        {"U64", 64, ElementType::uint64},
+                                                        {"U32", 32, ElementType::uint32},
+                                                        {"U16", 16, ElementType::uint16},
+                                                        {"U8", 8, ElementType::uint8},
+                                                        {"BOOL", 8, ElementType::boolean},
+                                                        {"C64", 64},
+                                                        {"F8_E5M2", 8},
+                                                        {"F8_E4M3", 8},
+                                                        {"F8_E8M0", 8},
+                                                        {"F8_E4M3FNUZ", 8},
+                                                        {"F8_E5M2FNUZ", 8},
+                                                        {"F6_E2M3", 6},
+                                                        {"F6_E3M2", 6},
+                                                        {"F4", 4}};
+inline SafeTensorsType safetensors_type(std::string_view dtype) {
+    for (const SafeTensorsType& t : safetensors_types)
+        if (t.name == dtype) return t;
+    return {};
 }
 
 /// Events of the header's JSON. A document tree would keep the last of two equal names silently.
@@ -170,7 +191,7 @@ class SafeTensorsHeader {
 /// The size in bytes that shape and type ask for.
 inline std::uint64_t safetensors_size(const std::string& where, const std::string& dtype,
                                       std::span<const std::uint64_t> shape) {
-    const unsigned bits = safetensors_bits(dtype);
+    const unsigned bits = safetensors_type(dtype).bits;
     if (bits == 0) fail(where, "dtype: unknown type ", in_quotes(dtype));
     // Zero-size tensors may have any other extents, as long as those fit an index.
     std::uint64_t count = 1, total = 0;
@@ -250,33 +271,6 @@ inline SafeTensorsIndex parse_safetensors(std::span<const std::byte> file, const
     return index;
 }
 
-namespace detail {
-/// Appends `count` elements of stored type From to `out`; integers that To cannot hold are an Error.
-template <class From, class To>
-void widen(std::span<const std::byte> bytes, std::vector<To>& out, const std::string& what) {
-    const std::size_t count = bytes.size() / sizeof(From);
-    out.resize(count);
-    if constexpr (std::is_same_v<From, To>) {
-        if (count > 0) std::memcpy(out.data(), bytes.data(), bytes.size());
-    } else {
-        for (std::size_t i = 0; i < count; ++i) {
-            From value;
-            std::memcpy(&value, bytes.data() + i * sizeof(From), sizeof(From));
-            if constexpr (std::is_integral_v<From>) {
-                if (!std::in_range<To>(value))
-                    fail(what, ": element ", i, ": expected a value that fits ", 8 * sizeof(To), " bits, got ", value);
-                out[i] = static_cast<To>(value);
-            } else {
-                if constexpr (std::is_floating_point_v<From>)
-                    out[i] = static_cast<To>(value); // float -> double
-                else
-                    out[i] = static_cast<To>(to_float(value));
-            }
-        }
-    }
-}
-} // namespace detail
-
 /// A safetensors file, mapped. Entries stay valid as long as the object, also when it is moved.
 class SafeTensors {
   public:
@@ -306,40 +300,11 @@ class SafeTensors {
         return *entry;
     }
 
-    /// The tensor's elements, copied. T = float takes F32, F16 and BF16; double takes F64 as well; an integer T takes
-    /// every integer type and BOOL, and checks that the values fit; half and bfloat16 take their own type. Any other
-    /// dtype is an Error.
+    /// The tensor's elements, copied and widened as copy_elements does; a dtype that T does not take is an Error.
     template <class T> std::vector<T> values(std::string_view name) const {
         const Entry& e = at(name);
-        const std::string what = text(path(), ": tensor ", in_quotes(name));
-        std::vector<T> out;
-        const auto copy = [&]<class From>(From) { detail::widen<From>(e.bytes, out, what); };
-        if constexpr (std::is_integral_v<T>) {
-            static_assert(!std::is_same_v<T, bool>, "mnemo: ask for std::uint8_t");
-            if (e.dtype == "I64") return copy(std::int64_t{}), out;
-            if (e.dtype == "I32") return copy(std::int32_t{}), out;
-            if (e.dtype == "I16") return copy(std::int16_t{}), out;
-            if (e.dtype == "I8") return copy(std::int8_t{}), out;
-            if (e.dtype == "U8" || e.dtype == "BOOL") return copy(std::uint8_t{}), out;
-            if (e.dtype == "U16") return copy(std::uint16_t{}), out;
-            if (e.dtype == "U32") return copy(std::uint32_t{}), out;
-            if (e.dtype == "U64") return copy(std::uint64_t{}), out;
-            fail(what, ": dtype: expected an integer type, got ", e.dtype);
-        } else if constexpr (std::is_same_v<T, half> || std::is_same_v<T, bfloat16>) {
-            constexpr std::string_view expected = std::is_same_v<T, half> ? "F16" : "BF16";
-            if (e.dtype != expected) fail(what, ": dtype: expected ", expected, ", got ", e.dtype);
-            return copy(T{}), out;
-        } else {
-            static_assert(std::is_floating_point_v<T>);
-            if (e.dtype == "F32") return copy(float{}), out;
-            if (e.dtype == "F16") return copy(half{}), out;
-            if (e.dtype == "BF16") return copy(bfloat16{}), out;
-            if constexpr (std::is_same_v<T, double>) {
-                if (e.dtype == "F64") return copy(double{}), out;
-                fail(what, ": dtype: expected F64, F32, F16 or BF16, got ", e.dtype);
-            }
-            fail(what, ": dtype: expected F32, F16 or BF16, got ", e.dtype);
-        }
+        return copy_elements<T>(detail::safetensors_type(e.dtype).type, e.bytes,
+                                text(path(), ": tensor ", in_quotes(name)), e.dtype);
     }
 
   private:
@@ -350,21 +315,10 @@ class SafeTensors {
 
 /// The format's name of an element type.
 template <class T> constexpr std::string_view safetensors_dtype() {
-    if constexpr (std::is_same_v<T, half>)
-        return "F16";
-    else if constexpr (std::is_same_v<T, bfloat16>)
-        return "BF16";
-    else if constexpr (std::is_same_v<T, float>)
-        return "F32";
-    else if constexpr (std::is_same_v<T, double>)
-        return "F64";
-    else if constexpr (std::is_same_v<T, bool>)
-        return "BOOL";
-    else {
-        static_assert(std::is_integral_v<T>);
-        constexpr std::string_view names[] = {"U8", "U16", "U32", "U64", "I8", "I16", "I32", "I64"};
-        return names[static_cast<std::size_t>(std::countr_zero(sizeof(T))) + (std::is_signed_v<T> ? 4 : 0)];
-    }
+    static_assert(element_type_of<T> != ElementType::other);
+    for (const auto& t : detail::safetensors_types)
+        if (t.type == element_type_of<T>) return t.name;
+    return {};
 }
 
 /// A tensor to be written; it borrows `values` until then.
@@ -382,7 +336,8 @@ inline void write_safetensors(const std::string& path, std::span<const Entry> te
     std::vector<const Entry*> order;
     for (const Entry& e : tensors) order.push_back(&e);
     std::sort(order.begin(), order.end(), [](const Entry* a, const Entry* b) {
-        const unsigned bits_a = detail::safetensors_bits(a->dtype), bits_b = detail::safetensors_bits(b->dtype);
+        const unsigned bits_a = detail::safetensors_type(a->dtype).bits,
+                       bits_b = detail::safetensors_type(b->dtype).bits;
         return bits_a != bits_b ? bits_a > bits_b : a->name < b->name;
     });
     nlohmann::ordered_json header = nlohmann::ordered_json::object();
