@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <mnemo/core/key_rows.hpp>
+#include <mnemo/kernels/convert.hpp>
+#include <mnemo/kernels/metric.hpp>
+
+#include <algorithm>
+#include <bit>
+#include <cassert>
+#include <cmath>
+#include <limits>
+#include <span>
+
+// The canonical score: what `nearer` means everywhere in the library, on every machine, for every batch size and number
+// of threads. Keys are widened to float. Lane l of 64 sums the elements j = l (mod 64) by fused multiply-add in
+// increasing j; the lanes are added by a fixed tree: (l, l + 32), (l, l + 16), ... L2 sums the squared differences,
+// never the expansion |q|^2 - 2 q.x + |x|^2, so equal vectors are at exactly 0.
+
+namespace mnemo {
+
+namespace detail {
+
+enum class Sum { products, squared_differences };
+inline constexpr int kLanes = 64;
+
+// a * b + c with one rounding. Without the instruction: the product is exact in double, the sum is rounded to odd there
+// (its last bit says that something was cut off), and rounding that to float is then correct.
+inline float fused_multiply_add(float a, float b, float c) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__FP_FAST_FMAF)
+    return std::fma(a, b, c);
+#else
+    const double product = static_cast<double>(a) * b, sum = product + c;
+    const double shifted = sum - product;
+    const double error = (product - (sum - shifted)) + (c - shifted);
+    if (error == 0 || !std::isfinite(sum)) return static_cast<float>(sum);
+    auto bits = std::bit_cast<std::uint64_t>(sum);
+    if ((bits & 1) == 0) bits += (error > 0) == (sum > 0) ? 1 : static_cast<std::uint64_t>(-1);
+    return static_cast<float>(std::bit_cast<double>(bits));
+#endif
+}
+
+// out[m] = sum over j of a[m][j] * b[j], or of (a[m][j] - b[j])^2: `M` rows of a, stride elements apart, and one of b.
+template <Sum S, int M, class A, class B>
+void sum_plain(const A* a, index_t stride, const B* b, index_t d, float* out) {
+    for (int m = 0; m < M; ++m) {
+        const A* row = a + m * stride;
+        float lane[kLanes] = {};
+        for (index_t j = 0; j < d; ++j) {
+            const float x = to_float(row[j]), y = to_float(b[j]), e = x - y;
+            float& sum = lane[j % kLanes];
+            sum = S == Sum::products ? fused_multiply_add(x, y, sum) : fused_multiply_add(e, e, sum);
+        }
+        for (int w = kLanes / 2; w > 0; w /= 2)
+            for (int l = 0; l < w; ++l) lane[l] += lane[l + w];
+        out[m] = lane[0];
+    }
+}
+
+#if MNEMO_X86
+MNEMO_INTRINSICS_BEGIN
+template <Sum S> MNEMO_AVX2 inline __m256 step(__m256 a, __m256 b, __m256 sum) {
+    if constexpr (S == Sum::products) return _mm256_fmadd_ps(a, b, sum);
+    const __m256 e = _mm256_sub_ps(a, b);
+    return _mm256_fmadd_ps(e, e, sum);
+}
+template <Sum S> MNEMO_AVX512 inline __m512 step(__m512 a, __m512 b, __m512 sum) {
+    if constexpr (S == Sum::products) return _mm512_fmadd_ps(a, b, sum);
+    const __m512 e = _mm512_sub_ps(a, b);
+    return _mm512_fmadd_ps(e, e, sum);
+}
+template <Sum S> MNEMO_AVX512 inline __m512 step(__m512 a, __m512 b, __m512 sum, __mmask16 part) {
+    if constexpr (S == Sum::products) return _mm512_mask3_fmadd_ps(a, b, sum, part);
+    const __m512 e = _mm512_sub_ps(a, b);
+    return _mm512_mask3_fmadd_ps(e, e, sum, part);
+}
+
+MNEMO_AVX512 inline __m512 load16(const float* p) { return _mm512_loadu_ps(p); }
+MNEMO_AVX512 inline __m512 load16(const half* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+MNEMO_AVX512 inline __m512 widen(__m256i bfloat16s) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bfloat16s), 16));
+}
+MNEMO_AVX512 inline __m512 load16(const bfloat16* p) {
+    return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+MNEMO_AVX512 inline __m512 load16(const float* p, __mmask16 part) { return _mm512_maskz_loadu_ps(part, p); }
+MNEMO_AVX512 inline __m512 load16(const half* p, __mmask16 part) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(part, p));
+}
+MNEMO_AVX512 inline __m512 load16(const bfloat16* p, __mmask16 part) {
+    return widen(_mm256_maskz_loadu_epi16(part, p));
+}
+
+// The lanes in four vectors, which is also the order of the tree.
+template <Sum S, int M, class A, class B>
+MNEMO_AVX512 inline void sum_avx512(const A* a, index_t stride, const B* b, index_t d, float* out) {
+    __m512 sum[M][4];
+    for (int m = 0; m < M; ++m)
+        for (int g = 0; g < 4; ++g) sum[m][g] = _mm512_setzero_ps();
+    index_t j = 0;
+    for (; j + kLanes <= d; j += kLanes)
+        for (int g = 0; g < 4; ++g) {
+            const __m512 key = load16(b + j + 16 * g);
+            for (int m = 0; m < M; ++m) sum[m][g] = step<S>(load16(a + m * stride + j + 16 * g), key, sum[m][g]);
+        }
+    for (int g = 0; j < d; ++g, j += 16) {
+        const auto part = static_cast<__mmask16>(d - j >= 16 ? 0xffff : (1 << (d - j)) - 1);
+        const __m512 key = load16(b + j, part);
+        for (int m = 0; m < M; ++m) sum[m][g] = step<S>(load16(a + m * stride + j, part), key, sum[m][g], part);
+    }
+    for (int m = 0; m < M; ++m) {
+        const __m512 s = _mm512_add_ps(_mm512_add_ps(sum[m][0], sum[m][2]), _mm512_add_ps(sum[m][1], sum[m][3]));
+        const __m256 t = _mm256_add_ps(_mm512_castps512_ps256(s), _mm512_extractf32x8_ps(s, 1));
+        const __m128 u = _mm_add_ps(_mm256_castps256_ps128(t), _mm256_extractf128_ps(t, 1));
+        const __m128 v = _mm_add_ps(u, _mm_movehl_ps(u, u));
+        out[m] = _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)));
+    }
+}
+
+// Lanes 0-31 first, then 32-63: with all eight vectors of one sum in registers there is room for no second sum.
+template <Sum S, int M, class A, class B>
+MNEMO_AVX2 inline void sum_avx2(const A* a, index_t stride, const B* b, index_t d, float* out) {
+    __m256 sums[2][M][4];
+    for (int part_of_lanes = 0; part_of_lanes < 2; ++part_of_lanes) {
+        __m256 sum[M][4];
+        for (int m = 0; m < M; ++m)
+            for (int g = 0; g < 4; ++g) sum[m][g] = _mm256_setzero_ps();
+        index_t j = 32 * part_of_lanes;
+        for (; j + 32 <= d; j += kLanes)
+            for (int g = 0; g < 4; ++g) {
+                const __m256 key = load8(b + j + 8 * g);
+                for (int m = 0; m < M; ++m) sum[m][g] = step<S>(load8(a + m * stride + j + 8 * g), key, sum[m][g]);
+            }
+        for (int g = 0; j < d; ++g, j += 8) {
+            const index_t left = std::min<index_t>(d - j, 8);
+            const __m256 part = _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(left)),
+                                                                       _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)));
+            B key[8] = {};
+            std::copy_n(b + j, left, key);
+            for (int m = 0; m < M; ++m) {
+                A query[8] = {};
+                std::copy_n(a + m * stride + j, left, query);
+                sum[m][g] = _mm256_blendv_ps(sum[m][g], step<S>(load8(query), load8(key), sum[m][g]), part);
+            }
+        }
+        for (int m = 0; m < M; ++m)
+            for (int g = 0; g < 4; ++g) sums[part_of_lanes][m][g] = sum[m][g];
+    }
+    for (int m = 0; m < M; ++m) {
+        __m256 s[4];
+        for (int g = 0; g < 4; ++g) s[g] = _mm256_add_ps(sums[0][m][g], sums[1][m][g]);
+        const __m256 t = _mm256_add_ps(_mm256_add_ps(s[0], s[2]), _mm256_add_ps(s[1], s[3]));
+        const __m128 u = _mm_add_ps(_mm256_castps256_ps128(t), _mm256_extractf128_ps(t, 1));
+        const __m128 v = _mm_add_ps(u, _mm_movehl_ps(u, u));
+        out[m] = _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)));
+    }
+}
+MNEMO_INTRINSICS_END
+#endif
+
+// The similarity from the sum and the norms, which only Cosine looks at. A zero is always +0.
+template <MetricTag MetricT> float similarity(float sum, [[maybe_unused]] double q_norm, [[maybe_unused]] double norm) {
+    if constexpr (MetricT::metric == Metric::l2) return 0.0f - sum;
+    if constexpr (MetricT::metric == Metric::inner_product) return sum + 0.0f;
+    const double product = q_norm * norm;
+    return product == 0 ? 0.0f : static_cast<float>(sum / product) + 0.0f;
+}
+template <MetricTag MetricT>
+inline constexpr Sum sum_of = MetricT::metric == Metric::l2 ? Sum::squared_differences : Sum::products;
+
+// A row of keys is fetched this many rows ahead when rows are visited in no order.
+inline constexpr index_t kRowsAhead = 4;
+inline constexpr index_t kCacheLine = 64;
+inline constexpr index_t kMissing = -1; // the id of a hit that is none; its score is -inf
+
+template <class T> inline void prefetch_row(const T* row, index_t d) {
+#if defined(__GNUC__) || defined(__clang__)
+    const char* line = reinterpret_cast<const char*>(row);
+    for (const char* end = line + d * static_cast<index_t>(sizeof(T)); line < end; line += kCacheLine)
+        __builtin_prefetch(line);
+#endif
+}
+
+/// out[m * out_stride + i] = similarity of query m of M and key ids[i], or key i where `ids` is null, i < n.
+/// One function a level, so that the sum is inlined into the loop.
+#define MNEMO_SCORE_LOOP(level, target)                                                                                \
+    template <MetricTag MetricT, int M, class T>                                                                       \
+    target void score_loop_##level(const float* q, index_t q_stride, const double* q_norm, MatrixView<const T> keys,   \
+                                   const index_t* ids, index_t n, float* out, index_t out_stride) {                    \
+        const index_t d = keys.cols;                                                                                   \
+        for (index_t i = 0; i < n; ++i) {                                                                              \
+            if (ids && i + kRowsAhead < n && ids[i + kRowsAhead] >= 0)                                                 \
+                prefetch_row(keys.data + ids[i + kRowsAhead] * keys.stride, d);                                        \
+            const index_t id = ids ? ids[i] : i;                                                                       \
+            float sum[M], norm = 0;                                                                                    \
+            if (id >= 0) {                                                                                             \
+                const T* key = keys.data + id * keys.stride;                                                           \
+                sum_##level<sum_of<MetricT>, M>(q, q_stride, key, d, sum);                                             \
+                if constexpr (MetricT::metric == Metric::cosine) sum_##level<Sum::products, 1>(key, 0, key, d, &norm); \
+            }                                                                                                          \
+            for (int m = 0; m < M; ++m)                                                                                \
+                out[m * out_stride + i] =                                                                              \
+                    id < 0 ? -std::numeric_limits<float>::infinity()                                                   \
+                           : similarity<MetricT>(sum[m], q_norm[m], std::sqrt(static_cast<double>(norm)));             \
+        }                                                                                                              \
+    }
+MNEMO_SCORE_LOOP(plain, )
+#if MNEMO_X86
+MNEMO_SCORE_LOOP(avx2, MNEMO_AVX2)
+MNEMO_SCORE_LOOP(avx512, MNEMO_AVX512)
+#endif
+#undef MNEMO_SCORE_LOOP
+
+// |q|, which is a canonical sum, too.
+template <MetricTag MetricT> double query_norm(const float* q, index_t d) {
+    if constexpr (MetricT::metric != Metric::cosine) return 1;
+    float sum = 0;
+#if MNEMO_X86
+    if (simd_level() >= SimdLevel::avx512)
+        sum_avx512<Sum::products, 1>(q, 0, q, d, &sum);
+    else if (simd_level() >= SimdLevel::avx2)
+        sum_avx2<Sum::products, 1>(q, 0, q, d, &sum);
+    else
+#endif
+        sum_plain<Sum::products, 1>(q, 0, q, d, &sum);
+    return std::sqrt(static_cast<double>(sum));
+}
+
+template <MetricTag MetricT, class T>
+void score(Rows queries, MatrixView<const T> keys, const index_t* ids, index_t n, float* out, index_t out_stride) {
+    assert(queries.cols == keys.cols);
+    // Queries that share one pass over a key: as many as fit the registers.
+    const auto pass = [&]<int M>(std::integral_constant<int, M>, index_t first, auto loop) {
+        double norm[M];
+        for (int m = 0; m < M; ++m) norm[m] = query_norm<MetricT>(queries[first + m].data(), queries.cols);
+        loop(queries[first].data(), queries.stride, norm, keys, ids, n, out + first * out_stride, out_stride);
+    };
+    const auto all = [&]<int M>(std::integral_constant<int, M> several, auto loop_several, auto loop_one) {
+        index_t i = 0;
+        for (; i + M <= queries.rows; i += M) pass(several, i, loop_several);
+        for (; i < queries.rows; ++i) pass(std::integral_constant<int, 1>{}, i, loop_one);
+    };
+#if MNEMO_X86
+    if (simd_level() >= SimdLevel::avx512)
+        return all(std::integral_constant<int, 4>{}, score_loop_avx512<MetricT, 4, T>,
+                   score_loop_avx512<MetricT, 1, T>);
+    if (simd_level() >= SimdLevel::avx2)
+        return all(std::integral_constant<int, 3>{}, score_loop_avx2<MetricT, 3, T>, score_loop_avx2<MetricT, 1, T>);
+#endif
+    all(std::integral_constant<int, 1>{}, score_loop_plain<MetricT, 1, T>, score_loop_plain<MetricT, 1, T>);
+}
+
+} // namespace detail
+
+/// Similarity of one query and one key [d].
+template <MetricTag MetricT, class T>
+    requires KeyElement<std::remove_const_t<T>>
+float score(std::span<const float> query, std::span<T> key) {
+    const auto d = static_cast<index_t>(query.size());
+    float out = 0;
+    detail::score<MetricT, std::remove_const_t<T>>({query.data(), 1, d}, {key.data(), 1, d}, nullptr, 1, &out, 1);
+    return out;
+}
+
+/// out [queries, keys]: the similarity of every query and every key; any number of both.
+template <MetricTag MetricT> void score_rows(Rows queries, const KeyRows& keys, MutRows out) {
+    assert(out.rows == queries.rows && out.cols == keys.rows);
+    keys.visit([&]<class T>(MatrixView<const T> k) {
+        detail::score<MetricT, T>(queries, k, nullptr, k.rows, out.data, out.stride);
+    });
+}
+
+/// out[i] = similarity of `query` and key ids[i], fetched from memory ahead of its use; -inf where ids[i] is negative.
+/// This is what re-scoring the ids that an index found costs.
+template <MetricTag MetricT>
+void score_ids(std::span<const float> query, const KeyRows& keys, std::span<const index_t> ids, std::span<float> out) {
+    assert(ids.size() == out.size());
+    keys.visit([&]<class T>(MatrixView<const T> k) {
+        detail::score<MetricT, T>({query.data(), 1, k.cols}, k, ids.data(), static_cast<index_t>(ids.size()),
+                                  out.data(), 0);
+    });
+}
+
+} // namespace mnemo
