@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: MIT
+#include "golden.hpp"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+
+namespace {
+
+struct Totals {
+    int passed = 0, failed = 0, unhandled = 0;
+};
+
+void run(const std::filesystem::path& file, const std::string& shown, Totals& totals) {
+    const auto line = [&](const char* what, const std::string& message) {
+        std::printf("%s %s: %s\n", what, shown.c_str(), message.c_str());
+    };
+    try {
+        const golden::Fixture fixture(file);
+        if (!fixture.has_text("case")) return; // another fixture's companion
+        const auto handler = golden::handlers().find(fixture.text("case"));
+        if (handler == golden::handlers().end()) {
+            ++totals.unhandled;
+            return line("UNHANDLED", "no handler for case `" + fixture.text("case") + "` was compiled in");
+        }
+        golden::Check check(fixture);
+        try {
+            handler->second(fixture, check);
+        } catch (const std::exception& error) {
+            check.failed(error.what());
+        }
+        const auto& failures = check.finish();
+        for (const auto& failure : failures) line("FAIL", failure);
+        ++(failures.empty() ? totals.passed : totals.failed);
+    } catch (const std::exception& error) {
+        ++totals.failed;
+        line("FAIL", error.what());
+    }
+}
+
+} // namespace
+
+int main(int count, char** arguments) {
+    const char* variable = std::getenv("MNEMO_GOLDEN_DIR");
+    const std::filesystem::path folder = count > 1 ? arguments[1] : variable && *variable ? variable : MNEMO_GOLDEN;
+    std::vector<std::filesystem::path> files;
+    std::error_code error;
+    for (std::filesystem::recursive_directory_iterator it(folder, error), end; !error && it != end; it.increment(error))
+        if (it->is_regular_file() && it->path().extension() == ".safetensors") files.push_back(it->path());
+    if (error) std::printf("FAIL %s: %s\n", folder.string().c_str(), error.message().c_str());
+    std::sort(files.begin(), files.end());
+
+    Totals totals;
+    for (const auto& file : files) run(file, file.lexically_relative(folder).generic_string(), totals);
+    const int all = totals.passed + totals.failed + totals.unhandled;
+    if (all == 0) std::printf("no golden fixture below %s\n", folder.string().c_str());
+    std::printf("golden: %d passed, %d failed, %d unhandled of %d files\n", totals.passed, totals.failed,
+                totals.unhandled, all);
+    return error || all == 0 || totals.failed > 0 || totals.unhandled > 0 ? 1 : 0;
+}
