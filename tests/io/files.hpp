@@ -46,12 +46,12 @@ std::string error_of(auto&& f) {
     return {};
 }
 
-inline std::string golden(const std::string& name) { return MNEMO_GOLDEN "/" + name; }
+inline std::string bad_file(const std::string& name) { return MNEMO_GOLDEN "/../bad/" + name; }
 
 /// The manifest's entries of one kind.
 inline std::vector<nlohmann::json> bad_files(const std::string& kind) {
     std::vector<nlohmann::json> out;
-    const auto manifest = nlohmann::json::parse(mnemo::read_file(golden("hosts/bad/manifest.json")));
+    const auto manifest = nlohmann::json::parse(mnemo::read_file(bad_file("manifest.json")));
     for (const auto& entry : manifest.at("entries"))
         if (entry.at("kind") == kind) out.push_back(entry);
     return out;

@@ -11,7 +11,7 @@ using namespace mnemo;
 TEST_CASE("every safetensors file of the bad set behaves as its manifest says") {
     int seen = 0;
     for (const auto& entry : bad_files("safetensors")) {
-        const std::string file = entry.at("file"), path = golden("hosts/bad/") + file;
+        const std::string file = entry.at("file"), path = bad_file(file);
         INFO(file);
         ++seen;
         const std::string expect = entry.at("expect");
@@ -106,7 +106,7 @@ TEST_CASE("the safetensors writer refuses what it could not read back") {
 }
 
 TEST_CASE("trailing bytes of a safetensors file are refused unless allowed") {
-    const std::string path = golden("hosts/bad/st_trailing.safetensors");
+    const std::string path = bad_file("st_trailing.safetensors");
     REQUIRE_THROWS_AS(SafeTensors::open(path), Error);
     REQUIRE_FALSE(SafeTensors::open(path, {.allow_trailing_bytes = true}).entries().empty());
 }
