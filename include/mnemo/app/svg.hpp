@@ -140,7 +140,7 @@ struct Canvas {
     void legend(const std::vector<Series>& series) {
         double x = left, y = 60;
         for (std::size_t i = 0; i < series.size(); ++i) {
-            const double needed = 40 + 7.2 * static_cast<double>(series[i].name.size());
+            const double needed = 46 + 7.4 * static_cast<double>(series[i].name.size());
             if (x > left && x + needed > right) x = left, y += 18;
             out += fmt::format("<line x1=\"{:.1f}\" y1=\"{:.1f}\" x2=\"{:.1f}\" y2=\"{:.1f}\" stroke=\"{}\" "
                                "stroke-width=\"4\"{}/>\n",
