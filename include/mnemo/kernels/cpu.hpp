@@ -27,7 +27,9 @@
     _Pragma("GCC diagnostic push") _Pragma("GCC diagnostic ignored \"-Wmaybe-uninitialized\"")                         \
         _Pragma("GCC diagnostic ignored \"-Wuninitialized\"")
 #define MNEMO_INTRINSICS_END _Pragma("GCC diagnostic pop")
+#define MNEMO_UNROLL _Pragma("GCC unroll 64") // -O2 leaves small loops, and then the registers in them, in memory
 #else
+#define MNEMO_UNROLL
 #define MNEMO_INTRINSICS_BEGIN
 #define MNEMO_INTRINSICS_END
 #endif

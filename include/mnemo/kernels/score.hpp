@@ -97,19 +97,30 @@ MNEMO_AVX512 inline __m512 load16(const bfloat16* p, __mmask16 part) {
 template <Sum S, int M, class A, class B>
 MNEMO_AVX512 inline void sum_avx512(const A* a, index_t stride, const B* b, index_t d, float* out) {
     __m512 sum[M][4];
-    for (int m = 0; m < M; ++m)
+    MNEMO_UNROLL
+    for (int m = 0; m < M; ++m) {
+        MNEMO_UNROLL
         for (int g = 0; g < 4; ++g) sum[m][g] = _mm512_setzero_ps();
+    }
     index_t j = 0;
-    for (; j + kLanes <= d; j += kLanes)
+    for (; j + kLanes <= d; j += kLanes) {
+        MNEMO_UNROLL
         for (int g = 0; g < 4; ++g) {
             const __m512 key = load16(b + j + 16 * g);
+            MNEMO_UNROLL
             for (int m = 0; m < M; ++m) sum[m][g] = step<S>(load16(a + m * stride + j + 16 * g), key, sum[m][g]);
         }
-    for (int g = 0; j < d; ++g, j += 16) {
-        const auto part = static_cast<__mmask16>(d - j >= 16 ? 0xffff : (1 << (d - j)) - 1);
-        const __m512 key = load16(b + j, part);
-        for (int m = 0; m < M; ++m) sum[m][g] = step<S>(load16(a + m * stride + j, part), key, sum[m][g], part);
     }
+    MNEMO_UNROLL // an index that is no constant would keep the sums in memory
+        for (int g = 0; g < 4; ++g, j += 16) {
+        if (j < d) {
+            const auto part = static_cast<__mmask16>(d - j >= 16 ? 0xffff : (1 << (d - j)) - 1);
+            const __m512 key = load16(b + j, part);
+            MNEMO_UNROLL
+            for (int m = 0; m < M; ++m) sum[m][g] = step<S>(load16(a + m * stride + j, part), key, sum[m][g], part);
+        }
+    }
+    MNEMO_UNROLL
     for (int m = 0; m < M; ++m) {
         const __m512 s = _mm512_add_ps(_mm512_add_ps(sum[m][0], sum[m][2]), _mm512_add_ps(sum[m][1], sum[m][3]));
         const __m256 t = _mm256_add_ps(_mm512_castps512_ps256(s), _mm512_extractf32x8_ps(s, 1));
@@ -125,31 +136,46 @@ MNEMO_AVX2 inline void sum_avx2(const A* a, index_t stride, const B* b, index_t 
     __m256 sums[2][M][4];
     for (int part_of_lanes = 0; part_of_lanes < 2; ++part_of_lanes) {
         __m256 sum[M][4];
-        for (int m = 0; m < M; ++m)
+        MNEMO_UNROLL
+        for (int m = 0; m < M; ++m) {
+            MNEMO_UNROLL
             for (int g = 0; g < 4; ++g) sum[m][g] = _mm256_setzero_ps();
+        }
         index_t j = 32 * part_of_lanes;
-        for (; j + 32 <= d; j += kLanes)
+        for (; j + 32 <= d; j += kLanes) {
+            MNEMO_UNROLL
             for (int g = 0; g < 4; ++g) {
                 const __m256 key = load8(b + j + 8 * g);
+                MNEMO_UNROLL
                 for (int m = 0; m < M; ++m) sum[m][g] = step<S>(load8(a + m * stride + j + 8 * g), key, sum[m][g]);
             }
-        for (int g = 0; j < d; ++g, j += 8) {
-            const index_t left = std::min<index_t>(d - j, 8);
-            const __m256 part = _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(left)),
-                                                                       _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)));
-            B key[8] = {};
-            std::copy_n(b + j, left, key);
-            for (int m = 0; m < M; ++m) {
-                A query[8] = {};
-                std::copy_n(a + m * stride + j, left, query);
-                sum[m][g] = _mm256_blendv_ps(sum[m][g], step<S>(load8(query), load8(key), sum[m][g]), part);
+        }
+        MNEMO_UNROLL
+        for (int g = 0; g < 4; ++g, j += 8) {
+            if (j < d) {
+                const index_t left = std::min<index_t>(d - j, 8);
+                const __m256 part = _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(left)),
+                                                                           _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)));
+                B key[8] = {};
+                std::copy_n(b + j, left, key);
+                MNEMO_UNROLL
+                for (int m = 0; m < M; ++m) {
+                    A query[8] = {};
+                    std::copy_n(a + m * stride + j, left, query);
+                    sum[m][g] = _mm256_blendv_ps(sum[m][g], step<S>(load8(query), load8(key), sum[m][g]), part);
+                }
             }
         }
-        for (int m = 0; m < M; ++m)
+        MNEMO_UNROLL
+        for (int m = 0; m < M; ++m) {
+            MNEMO_UNROLL
             for (int g = 0; g < 4; ++g) sums[part_of_lanes][m][g] = sum[m][g];
+        }
     }
+    MNEMO_UNROLL
     for (int m = 0; m < M; ++m) {
         __m256 s[4];
+        MNEMO_UNROLL
         for (int g = 0; g < 4; ++g) s[g] = _mm256_add_ps(sums[0][m][g], sums[1][m][g]);
         const __m256 t = _mm256_add_ps(_mm256_add_ps(s[0], s[2]), _mm256_add_ps(s[1], s[3]));
         const __m128 u = _mm_add_ps(_mm256_castps256_ps128(t), _mm256_extractf128_ps(t, 1));
