@@ -90,6 +90,11 @@ TEST_CASE("the split depends on names alone") {
     CHECK(corpus.train.size() + corpus.valid.size() + corpus.test.size() == files.size());
     CHECK(corpus.train.size() == Approx(4200).margin(120));
     CHECK(corpus.valid.size() == Approx(400).margin(80));
+    // The order is mixed, and the same for any order of the files.
+    std::vector<TextFile> backwards(files.rbegin(), files.rend());
+    CHECK(split_by_name("some", backwards).train[0].name == corpus.train[0].name);
+    CHECK(!std::is_sorted(corpus.train.begin(), corpus.train.end(),
+                          [](const TextFile& a, const TextFile& b) { return a.name < b.name; }));
     // Fewer files, the same parts.
     files.resize(2500);
     const Corpus smaller = split_by_name("some", files);

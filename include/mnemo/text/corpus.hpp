@@ -114,12 +114,19 @@ struct Shares {
     unsigned train = 84, valid = 8;
 };
 
-/// Deals documents out by a hash of their names: a document stays in its part when others come or go.
+/// Deals documents out by a hash of their names, and orders them by it: a document stays in its part when others come
+/// or go, and the first tokens of a part are a fair sample of it.
 inline Corpus split_by_name(std::string name, std::vector<TextFile> files, Shares shares = {}) {
+    std::vector<std::pair<std::uint64_t, TextFile>> hashed;
+    for (TextFile& file : files) hashed.emplace_back(detail::stable_hash(file.name), std::move(file));
+    std::sort(hashed.begin(), hashed.end(), [](const auto& a, const auto& b) {
+        return a.first != b.first ? a.first < b.first : a.second.name < b.second.name;
+    });
     Corpus out{std::move(name), {}, {}, {}};
-    for (TextFile& file : files) {
-        const std::uint64_t bucket = detail::stable_hash(file.name) % 100;
-        auto& part = bucket < shares.train ? out.train : bucket < shares.train + shares.valid ? out.valid : out.test;
+    for (auto& [hash, file] : hashed) {
+        auto& part = hash % 100 < shares.train                  ? out.train
+                     : hash % 100 < shares.train + shares.valid ? out.valid
+                                                                : out.test;
         part.push_back(std::move(file));
     }
     return out;
