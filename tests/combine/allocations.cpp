@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "toy_store.hpp"
 
+#include <allocations.hpp>
 #include <catch.hpp>
 #include <mnemo/combine/interpolate.hpp>
 #include <mnemo/core/session.hpp>
@@ -17,6 +18,7 @@ using namespace mnemo;
 namespace {
 std::atomic<long> allocations{0};
 }
+long allocations_so_far() { return allocations; }
 void* operator new(std::size_t n) {
     ++allocations;
     if (void* p = std::malloc(n ? n : 1)) return p;
