@@ -46,6 +46,7 @@ std::string error_of(auto&& f) {
     return {};
 }
 
+inline std::string golden(const std::string& name) { return MNEMO_GOLDEN "/" + name; }
 inline std::string bad_file(const std::string& name) { return MNEMO_GOLDEN "/../bad/" + name; }
 
 /// The manifest's entries of one kind.

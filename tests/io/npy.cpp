@@ -107,7 +107,8 @@ TEST_CASE("npy literals are parsed strictly and never evaluated") {
     REQUIRE(has(error_with("{'descr': '<f\\x34', 'fortran_order': False, 'shape': (3, 4)}"), "escapes"));
     REQUIRE(has(error_with("{'descr': '<U4', 'fortran_order': False, 'shape': (3, 4)}"), "<U4"));
     REQUIRE(has(error_with("{'descr': '<f4', 'fortran_order': False, 'shape': (3, 5), }"), "expected 60 bytes"));
-    REQUIRE(has(error_with(std::string("{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4)}") + '\0'), "nothing after"));
+    REQUIRE(has(error_with(std::string("{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4)}") + '\0'),
+                "nothing after"));
     REQUIRE(has(error_with(""), "a dict"));
     REQUIRE(has(error_with("{"), "key"));
 }

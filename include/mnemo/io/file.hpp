@@ -16,6 +16,7 @@
 #include <utility>
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -120,16 +121,15 @@ class MappedFile {
     MappedFile() = default;
     static MappedFile open(const std::string& path, Access access = Access::normal) {
         const File file(path, O_RDONLY);
-        MappedFile map;
-        map.path_ = path;
-        const std::uint64_t size = file.size();
-        if (size > PTRDIFF_MAX) fail(path, ": too large to map: ", size, " bytes");
-        if (size == 0) return map; // nothing to map, and mmap refuses it
-        void* data = ::mmap(nullptr, static_cast<std::size_t>(size), PROT_READ, MAP_SHARED, file.descriptor(), 0);
-        if (data == MAP_FAILED) fail_system(path, "map");
-        map.data_ = static_cast<std::byte*>(data), map.size_ = static_cast<std::size_t>(size);
-        map.advise(access);
-        return map;
+        return map(file, file.size(), access);
+    }
+    /// The first `size` bytes of an open file that has at least as many.
+    static MappedFile map(const File& file, std::uint64_t size, Access access = Access::normal) {
+        return map(file, size, access, PROT_READ, MAP_SHARED);
+    }
+    /// The same, but writable() for this process alone: changed pages are copied, the file stays as it is.
+    static MappedFile map_private(const File& file, std::uint64_t size, Access access = Access::normal) {
+        return map(file, size, access, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE);
     }
     MappedFile(MappedFile&& other) noexcept
         : path_(std::move(other.path_)), data_(std::exchange(other.data_, nullptr)),
@@ -144,6 +144,8 @@ class MappedFile {
 
     const std::string& path() const { return path_; }
     std::span<const std::byte> bytes() const { return {data_, size_}; }
+    /// The bytes of a private map.
+    std::span<std::byte> writable() { return {data_, size_}; }
     void advise(Access access) const {
         if (data_ == nullptr) return;
         ::madvise(data_, size_,
@@ -153,6 +155,17 @@ class MappedFile {
     }
 
   private:
+    static MappedFile map(const File& file, std::uint64_t size, Access access, int protection, int flags) {
+        MappedFile map;
+        map.path_ = file.path();
+        if (size > PTRDIFF_MAX) fail(file.path(), ": too large to map: ", size, " bytes");
+        if (size == 0) return map; // nothing to map, and mmap refuses it
+        void* data = ::mmap(nullptr, static_cast<std::size_t>(size), protection, flags, file.descriptor(), 0);
+        if (data == MAP_FAILED) fail_system(file.path(), "map");
+        map.data_ = static_cast<std::byte*>(data), map.size_ = static_cast<std::size_t>(size);
+        map.advise(access);
+        return map;
+    }
     std::string path_;
     std::byte* data_ = nullptr;
     std::size_t size_ = 0;
@@ -174,11 +187,10 @@ inline void sync_folder(const std::string& folder) {
 /// A file that appears under its name at `commit`, complete and on the disk, or not at all.
 class AtomicFile {
   public:
-    explicit AtomicFile(std::string path) : path_(std::move(path)) {
-        static std::atomic<unsigned> counter{0};
-        const std::string temporary = text(path_, ".tmp-", ::getpid(), "-", counter++);
-        file_ = File(temporary, O_RDWR | O_CREAT | O_TRUNC);
-    }
+    explicit AtomicFile(std::string path) : AtomicFile(path, unique_name(path)) {}
+    /// With a temporary name of the caller's, who knows that nobody else uses it.
+    AtomicFile(std::string path, std::string temporary)
+        : path_(std::move(path)), file_(std::move(temporary), O_RDWR | O_CREAT | O_TRUNC) {}
     AtomicFile(AtomicFile&&) = default;
     AtomicFile& operator=(AtomicFile&&) = default;
     ~AtomicFile() {
@@ -201,6 +213,10 @@ class AtomicFile {
     }
 
   private:
+    static std::string unique_name(const std::string& path) {
+        static std::atomic<unsigned> counter{0};
+        return text(path, ".tmp-", ::getpid(), "-", counter++);
+    }
     std::string path_;
     File file_;
     std::uint64_t size_ = 0;
@@ -222,6 +238,22 @@ inline std::string read_file(const std::string& path, std::uint64_t limit = std:
     std::string contents(static_cast<std::size_t>(size), '\0');
     file.read_at(0, std::as_writable_bytes(std::span<char>(contents)));
     return contents;
+}
+
+/// Makes this process the only one that holds the lock file `path`, until the returned file is closed; `what` is the
+/// thing locked, for the message. The lock ends with the process, however it ends.
+inline File lock_file(const std::string& path, std::string_view what) {
+    File file(path, O_RDWR | O_CREAT);
+    if (::flock(file.descriptor(), LOCK_EX | LOCK_NB) != 0) {
+        if (errno == EWOULDBLOCK) fail(what, ": another writer has it open");
+        fail_system(path, "lock");
+    }
+    return file;
+}
+
+/// Removes a file if it exists.
+inline void remove_file(const std::string& path) {
+    if (::unlink(path.c_str()) != 0 && errno != ENOENT) fail_system(path, "remove");
 }
 
 /// Whether something of that name exists.
