@@ -93,7 +93,7 @@ TEST_CASE("a datastore holds what was appended, in every type and in pieces of a
                 for (index_t i = 0; i < 100; i += piece) {
                     const index_t n = std::min<index_t>(piece, 100 - i);
                     writer.append(data.rows(i, n), data.tokens(i, n));
-                    if (i % 2 == 0) writer.commit();
+                    if (i % 48 == 0) writer.commit();
                 }
                 REQUIRE(writer.size() == 100);
                 writer.close();
@@ -105,7 +105,7 @@ TEST_CASE("a datastore holds what was appended, in every type and in pieces of a
                 const Npy keys = Npy::open(folder / "store/keys.npy"), tokens = Npy::open(folder / "store/values.npy");
                 REQUIRE(keys.shape() == std::vector<index_t>{100, 7});
                 REQUIRE(keys.header().data_offset == 128);
-                REQUIRE(keys.values<float>() == (type == KeyType::float32 ? data.keys.data : keys.values<float>()));
+                REQUIRE(keys.values<float>() == data.keys.data);
                 REQUIRE(tokens.type() == values);
                 REQUIRE(tokens.values<std::int32_t>() == data.values);
             }

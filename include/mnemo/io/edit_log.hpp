@@ -92,18 +92,23 @@ Position replay(std::span<const std::byte> log, std::uint64_t store_id, std::siz
     Edit edit;
     std::uint64_t number = 0;
     std::size_t size = 0;
-    while (at.bytes < log.size() && read_record(log.subspan(at.bytes), key_bytes, edit, number, size) &&
-           number == at.records) {
-        if (edit.kind != Edit::Kind::commit) f(edit);
-        at.bytes += size;
-        ++at.records;
-    }
-    for (std::size_t p = at.bytes; p + kRecordHeader <= log.size(); ++p)
-        if (read_record(log.subspan(p), key_bytes, edit, number, size) && edit.kind == Edit::Kind::commit &&
-            number >= at.records)
+    const auto next_is_whole = [&] {
+        return at.bytes < log.size() && read_record(log.subspan(at.bytes), key_bytes, edit, number, size) &&
+               number == at.records;
+    };
+    for (;;) {
+        for (; next_is_whole(); at.bytes += size, ++at.records)
+            if (edit.kind != Edit::Kind::commit) f(edit);
+        bool committed = false;
+        for (std::size_t p = at.bytes; !committed && p + kRecordHeader <= log.size(); ++p)
+            committed = read_record(log.subspan(p), key_bytes, edit, number, size) && edit.kind == Edit::Kind::commit &&
+                        number >= at.records;
+        if (!committed) return at;
+        // `log` may be a map of what another process is writing: the record may have been finished meanwhile.
+        if (!next_is_whole())
             fail(where, ": record ", at.records, " at byte ", at.bytes,
                  ": expected a whole record with its checksum, got damaged data before a committed record");
-    return at;
+    }
 }
 
 } // namespace edit_log

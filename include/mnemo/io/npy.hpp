@@ -276,11 +276,16 @@ inline std::string npy_descr(ElementType type) {
     return text(size_of(type) == 1 ? '|' : '<', kind, size_of(type));
 }
 
-/// A complete header of format 1.0, padded with spaces to a multiple of 64 and at least `size` bytes, so that a row
-/// count can be patched later.
+/// A complete header of format 1.0, padded with spaces to a multiple of 64. With `size`, it has at least so many bytes
+/// and the first extent a place of fixed width, so that a row count can be patched later while others read.
 inline std::string npy_header(ElementType type, std::span<const index_t> shape, std::size_t size = 0) {
     std::string dict = text("{'descr': '", npy_descr(type), "', 'fortran_order': False, 'shape': (");
-    for (std::size_t i = 0; i < shape.size(); ++i) dict += text(i > 0 ? ", " : "", shape[i]);
+    for (std::size_t i = 0; i < shape.size(); ++i) {
+        const std::string extent = std::to_string(shape[i]);
+        if (i > 0) dict += ", ";
+        if (i == 0 && size > 0) dict.append(20 - extent.size(), ' ');
+        dict += extent;
+    }
     dict += shape.size() == 1 ? ",), }" : "), }";
     const std::size_t total = std::max(size, (10 + dict.size() + 1 + 63) / 64 * 64), length = total - 10;
     if (length > 0xffff) fail("npy: expected a shape that fits a header, got ", shape.size(), " dimensions");
@@ -301,8 +306,8 @@ template <class T> class NpyWriter {
             if (n < 0) fail(path, ": shape: expected non-negative numbers, got ", n);
             if (__builtin_mul_overflow(width_, n, &width_)) fail(path, ": shape: the size of a row overflows 64 bits");
         }
-        shape_.insert(shape_.begin(), INT64_MAX); // reserves the room of the longest count
-        header_size_ = npy_header(element_type_of<T>, shape_).size();
+        shape_.insert(shape_.begin(), 0);
+        header_size_ = npy_header(element_type_of<T>, shape_, 64).size();
         file_.write(std::vector<std::byte>(header_size_));
     }
 
