@@ -3,6 +3,7 @@
 
 #include <mnemo/core/error.hpp>
 #include <mnemo/core/matrix_view.hpp>
+#include <mnemo/text/hash.hpp>
 
 #include <algorithm>
 #include <array>
@@ -105,13 +106,10 @@ class Bpe {
     static Bpe load(const std::string& path);
 
     /// Of the merges: two tokenizers with the same hash give the same ids.
-    std::uint64_t hash() const {
-        std::uint64_t h = 0xcbf29ce484222325u; // FNV-1a
-        for (const auto& [left, right] : merges_)
-            for (const std::int32_t id : {left, right})
-                for (int shift = 0; shift < 32; shift += 8)
-                    h = (h ^ (static_cast<std::uint32_t>(id) >> shift & 255u)) * 0x100000001b3u;
-        return h;
+    std::string hash() const {
+        Hash64 hash;
+        for (const auto& [left, right] : merges_) hash.add(mnemo::text(left, ' ', right, '\n'));
+        return hash.text();
     }
 
   private:
@@ -242,11 +240,9 @@ inline void Bpe::encode(std::string_view text, std::vector<std::int32_t>& ids) c
 }
 
 inline std::string Bpe::to_text() const {
-    std::string out = text("mnemo bpe 1\nmerges ", merges_.size(), "\n");
+    std::string out = mnemo::text("mnemo bpe 1\nmerges ", merges_.size(), "\n");
     for (const auto& [left, right] : merges_) out += text(left, ' ', right, '\n');
-    char hex[17];
-    std::snprintf(hex, sizeof hex, "%016llx", static_cast<unsigned long long>(hash()));
-    return out + "hash " + hex + "\n";
+    return out + "hash " + hash() + "\n";
 }
 
 inline Bpe Bpe::from_text(std::string_view text, std::string_view source) {
