@@ -5,8 +5,10 @@
 #include <mnemo/core.hpp>
 
 #include <mnemo/combine/bases.hpp>
+#include <mnemo/combine/choose_token.hpp>
 #include <mnemo/combine/interpolate.hpp>
 #include <mnemo/combine/token_votes.hpp>
+#include <mnemo/combine/unigram.hpp>
 #include <mnemo/extract/last_hidden.hpp>
 #include <mnemo/kernels/convert.hpp>
 #include <mnemo/kernels/cpu.hpp>
@@ -15,11 +17,13 @@
 #include <mnemo/kernels/score.hpp>
 #include <mnemo/kernels/select.hpp>
 #include <mnemo/loss/nll.hpp>
+#include <mnemo/papers/knn_lm.hpp>
 #include <mnemo/papers/knn_lm_sweep.hpp>
 #include <mnemo/retrieve/any.hpp>
 #include <mnemo/retrieve/both.hpp>
 #include <mnemo/retrieve/exact.hpp>
 #include <mnemo/retrieve/first_hits.hpp>
+#include <mnemo/retrieve/nothing.hpp>
 #include <mnemo/retrieve/recite.hpp>
 #include <mnemo/retrieve/rescore.hpp>
 #include <mnemo/store/both.hpp>
