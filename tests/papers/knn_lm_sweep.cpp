@@ -2,11 +2,7 @@
 #include <catch.hpp>
 #include <mnemo/papers/knn_lm_sweep.hpp>
 
-#include <algorithm>
-#include <cmath>
 #include <functional>
-#include <random>
-#include <vector>
 
 using namespace mnemo;
 
@@ -22,13 +18,13 @@ struct Tokens {
 struct Case {
     Tokens store;
     Hits hits;
-    std::vector<std::int32_t> targets;
-    std::vector<float> log_p;
+    ScoredText text;
 };
 Case random_case(unsigned seed, index_t rows, index_t k) {
     std::mt19937 random(seed);
     std::uniform_real_distribution<float> score(-9, 0);
     Case c;
+    c.text.queries = Matrix(rows, 1);
     for (int i = 0; i < 50; ++i) c.store.values.push_back(static_cast<std::int32_t>(random() % 5));
     for (index_t row = 0; row < rows; ++row) {
         std::vector<float> scores(static_cast<std::size_t>(row == 3 ? 0 : k)); // one row recalls nothing
@@ -36,58 +32,98 @@ Case random_case(unsigned seed, index_t rows, index_t k) {
         std::sort(scores.begin(), scores.end(), std::greater<>());
         for (const float s : scores) c.hits.push(static_cast<index_t>(random() % 50), s);
         c.hits.end_row();
-        c.targets.push_back(static_cast<std::int32_t>(random() % 5));
-        c.log_p.push_back(score(random));
+        c.text.targets.push_back(static_cast<std::int32_t>(random() % 5));
+        c.text.log_p.push_back(score(random));
     }
     return c;
+}
+double perplexity(const std::vector<float>& log_p) {
+    Perplexity mean;
+    mean.add(log_p);
+    return mean.perplexity();
 }
 } // namespace
 
 TEST_CASE("a sweep gives what each setting gives by itself") {
-    Case c = random_case(1, 20, 16);
+    const Case c = random_case(1, 20, 16);
     const KnnLmGrid grid{{1, 4, 16, 100}, {0.5f, 1, 10}, {0, 0.25f, 0.9f, 1}};
-    const KnnLmSweep all = sweep(grid, c.hits, c.store, TargetLogProbs{c.targets, c.log_p});
+    const KnnLmSweep all = sweep(grid, c.hits, c.store, c.text);
     REQUIRE(all.perplexity.size() == 4 * 3 * 4);
-    for (std::size_t k = 0; k < grid.k.size(); ++k)
-        for (std::size_t t = 0; t < grid.temperature.size(); ++t)
-            for (std::size_t l = 0; l < grid.lambda.size(); ++l) {
+    for (const index_t k : grid.k)
+        for (const float temperature : grid.temperature)
+            for (const float lambda : grid.lambda) {
                 Hits fewer;
                 for (index_t row = 0; row < c.hits.rows(); ++row) {
-                    for (std::size_t j = 0; j < c.hits.ids(row).size() && j < static_cast<std::size_t>(grid.k[k]); ++j)
+                    for (std::size_t j = 0; j < c.hits.ids(row).size() && j < static_cast<std::size_t>(k); ++j)
                         fewer.push(c.hits.ids(row)[j], c.hits.scores(row)[j]);
                     fewer.end_row();
                 }
-                std::vector<float> log_p = c.log_p;
-                TargetLogProbs base{c.targets, log_p};
+                std::vector<float> log_p = c.text.log_p;
+                TargetLogProbs base{c.text.targets, log_p};
                 Arena scratch;
                 const Rows queries;
-                Interpolate{TokenVotes{.temperature = grid.temperature[t]}, Fixed{grid.lambda[l]}}.combine(
+                Interpolate{TokenVotes{.temperature = temperature}, Fixed{lambda}}.combine(
                     base, Reading{queries, fewer, c.store, scratch});
-                Perplexity expected;
-                expected.add(log_p);
-                if (std::isinf(expected.perplexity()))
-                    CHECK(std::isinf(all.at(k, t, l)));
-                else
-                    CHECK(all.at(k, t, l) == expected.perplexity()); // bit for bit
+                CHECK(all.at({k, temperature, lambda}) == perplexity(log_p)); // bit for bit; infinite is equal, too
             }
+    CHECK_THROWS_AS(all.at({2, 1, 0}), Error);
 }
 
 TEST_CASE("the best setting of a sweep is its lowest perplexity") {
-    Case c = random_case(2, 30, 16);
-    const KnnLmGrid grid{{2, 8, 16}, {1, 3}, {0.1f, 0.5f, 0.8f}};
-    const KnnLmSweep all = sweep(grid, c.hits, c.store, TargetLogProbs{c.targets, c.log_p});
+    const Case c = random_case(2, 30, 16);
+    const KnnLmSweep all = sweep({{2, 8, 16}, {1, 3}, {0.1f, 0.5f, 0.8f}}, c.hits, c.store, c.text);
+    CHECK(all.at(all.best()) == *std::min_element(all.perplexity.begin(), all.perplexity.end()));
     const KnnLmSetting best = all.best();
-    const KnnLmSweep one =
-        sweep({{best.k}, {best.temperature}, {best.lambda}}, c.hits, c.store, TargetLogProbs{c.targets, c.log_p});
-    CHECK(one.at(0, 0, 0) == *std::min_element(all.perplexity.begin(), all.perplexity.end()));
+    CHECK(sweep({{best.k}, {best.temperature}, {best.lambda}}, c.hits, c.store, c.text).at(0, 0, 0) == all.at(best));
+    KnnLmTuned tuned{all, all};
+    tuned.test.perplexity.assign(tuned.test.perplexity.size(), 7.0);
+    CHECK(tuned.perplexity() == 7.0); // chosen on the one, judged on the other
 }
 
 TEST_CASE("lambda 0 is the host, whatever was recalled") {
     Case c = random_case(3, 10, 8);
-    Perplexity host;
-    host.add(c.log_p);
-    const KnnLmSweep none = sweep({{8}, {1}, {0}}, c.hits, c.store, TargetLogProbs{c.targets, c.log_p});
-    CHECK(none.at(0, 0, 0) == host.perplexity());
-    c.targets.pop_back();
-    CHECK_THROWS_AS(sweep({{8}, {1}, {0}}, c.hits, c.store, TargetLogProbs{c.targets, c.log_p}), Error);
+    CHECK(sweep({{8}, {1}, {0}}, c.hits, c.store, c.text).at(0, 0, 0) == perplexity(c.text.log_p));
+    CHECK(unigram_sweep({0}, c.store, c.text).at(0, 0, 0) == perplexity(c.text.log_p));
+    c.text.targets.pop_back();
+    CHECK_THROWS_AS(sweep({{8}, {1}, {0}}, c.hits, c.store, c.text), Error);
+}
+
+TEST_CASE("the unigram control counts values") {
+    const Tokens store{{1, 1, 1, 2}};
+    ScoredText text{Matrix(3, 1), {1, 2, 9}, {-1, -1, -1}};
+    CHECK(std::isinf(unigram_sweep({1}, store, text).at(0, 0, 0))); // 9 was never seen
+    text.targets[2] = 1;
+    CHECK(unigram_sweep({1}, store, text).at(0, 0, 0) == Approx(std::pow(0.75 * 0.25 * 0.75, -1.0 / 3)));
+}
+
+TEST_CASE("shuffled values are the same values elsewhere") {
+    Tokens store;
+    for (int i = 0; i < 1000; ++i) store.values.push_back(i);
+    auto shuffled = shuffled_values(store, 1);
+    CHECK(shuffled == shuffled_values(store, 1));
+    CHECK(shuffled != shuffled_values(store, 2));
+    index_t moved = 0;
+    for (std::size_t i = 0; i < shuffled.size(); ++i) moved += shuffled[i] != store.values[i];
+    CHECK(moved > 980);
+    std::sort(shuffled.begin(), shuffled.end());
+    CHECK(shuffled == store.values);
+}
+
+TEST_CASE("neighbours come with their share of the vote") {
+    const Case c = random_case(4, 5, 12);
+    const auto found = neighbours(c.hits, 0, c.store, 3);
+    REQUIRE(found.size() == 12);
+    double sum = 0, ones = 0;
+    for (std::size_t i = 0; i < found.size(); ++i) {
+        if (i > 0) CHECK(found[i].score <= found[i - 1].score);
+        CHECK(found[i].token == c.store.value(found[i].id));
+        sum += static_cast<double>(found[i].share);
+        if (found[i].token == 1) ones += static_cast<double>(found[i].share);
+    }
+    CHECK(sum == Approx(1));
+    Arena scratch;
+    const Rows queries;
+    const auto log_p = TokenVotes{.temperature = 3}.log_prob(Reading{queries, c.hits, c.store, scratch}, 0, 1);
+    CHECK(ones == Approx(std::exp(static_cast<double>(log_p.value()))));
+    CHECK(neighbours(c.hits, 3, c.store, 3).empty());
 }

@@ -5,13 +5,24 @@
 #include <mnemo/loss/nll.hpp>
 #include <mnemo/retrieve/first_hits.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
+#include <random>
 #include <span>
 #include <utility>
 #include <vector>
 
 namespace mnemo {
+
+/// A text as a host saw it: what a memory is asked, and what the host thought by itself.
+struct ScoredText {
+    Matrix queries;                    // [n, d]
+    std::vector<std::int32_t> targets; // [n]
+    std::vector<float> log_p;          // [n], the host's, of the targets
+
+    index_t size() const { return static_cast<index_t>(targets.size()); }
+};
 
 /// What kNN-LM tunes on held-out text; none of it needs another search.
 struct KnnLmSetting {
@@ -34,18 +45,23 @@ struct KnnLmSweep {
     double at(std::size_t k, std::size_t temperature, std::size_t lambda) const {
         return perplexity[(k * grid.temperature.size() + temperature) * grid.lambda.size() + lambda];
     }
+    /// Throws Error for a setting that is not in the grid.
+    double at(const KnnLmSetting& s) const {
+        return at(find(grid.k, s.k), find(grid.temperature, s.temperature), find(grid.lambda, s.lambda));
+    }
     /// The setting with the lowest perplexity; of equal ones the first.
     KnnLmSetting best() const {
-        KnnLmSetting setting;
-        double lowest = INFINITY;
-        for (std::size_t k = 0; k < grid.k.size(); ++k)
-            for (std::size_t t = 0; t < grid.temperature.size(); ++t)
-                for (std::size_t l = 0; l < grid.lambda.size(); ++l)
-                    if (at(k, t, l) < lowest) {
-                        lowest = at(k, t, l);
-                        setting = {grid.k[k], grid.temperature[t], grid.lambda[l]};
-                    }
-        return setting;
+        const auto lowest =
+            static_cast<std::size_t>(std::min_element(perplexity.begin(), perplexity.end()) - perplexity.begin());
+        const std::size_t l = grid.lambda.size(), t = grid.temperature.size();
+        return {grid.k[lowest / l / t], grid.temperature[lowest / l % t], grid.lambda[lowest % l]};
+    }
+
+  private:
+    template <class T> static std::size_t find(const std::vector<T>& values, T value) {
+        const auto at = std::find(values.begin(), values.end(), value);
+        if (at == values.end()) fail("sweep: expected a setting of its grid, got ", value);
+        return static_cast<std::size_t>(at - values.begin());
     }
 };
 
@@ -57,36 +73,109 @@ struct Known {
         return log_p[static_cast<std::size_t>(row)];
     }
 };
+
+inline void sweep_lambda(std::span<const std::optional<float>> memory, const ScoredText& text, KnnLmSweep& out) {
+    Hits none; // as many rows as the text has
+    none.resize(text.size(), 0);
+    const Rows queries = text.queries;
+    const archetype::Store* const no_store = nullptr;
+    Arena scratch;
+    const Reading<Rows, Hits, const archetype::Store*> reading{queries, none, no_store, scratch};
+    std::vector<float> log_p;
+    for (const float lambda : out.grid.lambda) {
+        log_p = text.log_p;
+        TargetLogProbs mixed{text.targets, log_p};
+        Interpolate{Known{memory}, Fixed{lambda}}.combine(mixed, reading);
+        Perplexity mean;
+        mean.add(log_p);
+        out.perplexity.push_back(mean.perplexity());
+    }
+}
 } // namespace detail
 
-/// Perplexities of `base` (targets and the host's log-probabilities) mixed with what `recall` found in `store`, for
-/// every setting of `grid`: the same numbers as Interpolate<TokenVotes> gives, from one search. `recall` needs hits for
-/// the largest k, best first.
+/// Perplexities of `text` mixed with what `recall` found in `store`, for every setting of `grid`: the same numbers as
+/// Interpolate<TokenVotes> gives, from one search. `recall` needs hits for the largest k, best first.
 template <AssociativeRecall R, TokenValued S>
-KnnLmSweep sweep(KnnLmGrid grid, const R& recall, const S& store, const TargetLogProbs& base) {
-    expect_equal("sweep: targets", static_cast<index_t>(base.targets.size()), static_cast<index_t>(recall.rows()));
+KnnLmSweep sweep(KnnLmGrid grid, const R& recall, const S& store, const ScoredText& text) {
+    expect_equal("sweep: rows of the recall", static_cast<index_t>(recall.rows()), text.size());
     KnnLmSweep out{std::move(grid), {}};
-    std::vector<std::optional<float>> memory(base.targets.size());
-    std::vector<float> log_p(base.targets.size());
+    std::vector<std::optional<float>> memory(text.targets.size());
     for (const index_t k : out.grid.k) {
         const FirstHits nearest{recall, k};
+        const Rows queries = text.queries;
         Arena scratch;
-        const Rows no_queries;
-        const Reading reading{no_queries, nearest, store, scratch};
+        const Reading reading{queries, nearest, store, scratch};
         for (const float temperature : out.grid.temperature) {
             const TokenVotes votes{.temperature = temperature};
             for (std::size_t i = 0; i < memory.size(); ++i)
-                memory[i] = votes.log_prob(reading, static_cast<index_t>(i), base.targets[i]);
-            for (const float lambda : out.grid.lambda) {
-                log_p.assign(base.log_p.begin(), base.log_p.end());
-                TargetLogProbs mixed{base.targets, log_p};
-                Interpolate{detail::Known{memory}, Fixed{lambda}}.combine(mixed, reading);
-                Perplexity mean;
-                mean.add(log_p);
-                out.perplexity.push_back(mean.perplexity());
-            }
+                memory[i] = votes.log_prob(reading, static_cast<index_t>(i), text.targets[i]);
+            detail::sweep_lambda(memory, text, out);
         }
     }
+    return out;
+}
+
+/// The same for a memory that knows only how often each token is in `store`, whatever the query: what a memory would
+/// be worth without retrieval. The grid's k and temperature have one value each, which means nothing.
+template <TokenValued S> KnnLmSweep unigram_sweep(std::vector<float> lambda, const S& store, const ScoredText& text) {
+    std::vector<double> counts;
+    for (index_t id = 0; id < store.size(); ++id) {
+        const auto token = static_cast<std::size_t>(store.value(id));
+        if (token >= counts.size()) counts.resize(token + 1);
+        ++counts[token];
+    }
+    std::vector<std::optional<float>> memory;
+    for (const std::int32_t target : text.targets) {
+        const auto token = static_cast<std::size_t>(target);
+        const double count = token < counts.size() ? counts[token] : 0;
+        memory.push_back(static_cast<float>(std::log(count / static_cast<double>(store.size()))));
+    }
+    KnnLmSweep out{{{0}, {1}, std::move(lambda)}, {}};
+    detail::sweep_lambda(memory, text, out);
+    return out;
+}
+
+/// The values of a store in a random order, for WithValues: the same retrieval with nothing to remember.
+template <AssociativeStore S> std::vector<typename S::value_type> shuffled_values(const S& store, std::uint64_t seed) {
+    std::vector<typename S::value_type> values;
+    for (index_t id = 0; id < store.size(); ++id) values.push_back(store.value(id));
+    std::mt19937_64 random(seed);
+    // std::shuffle differs between standard libraries.
+    for (std::size_t i = values.size(); i > 1; --i) std::swap(values[i - 1], values[random() % i]);
+    return values;
+}
+
+/// A setting that was chosen on one text, and judged on another.
+struct KnnLmTuned {
+    KnnLmSweep valid, test;
+
+    KnnLmSetting setting() const { return valid.best(); }
+    double perplexity() const { return test.at(setting()); }
+};
+
+/// One thing that was recalled, and what it counted for.
+struct Neighbour {
+    index_t id;
+    std::int32_t token;
+    float score, share; // share of the memory's probability; those of a row sum to one
+};
+
+/// What was recalled for `row`, best first, with each entry's weight in TokenVotes: why the memory said what it said.
+template <AssociativeRecall R, TokenValued S>
+std::vector<Neighbour> neighbours(const R& recall, index_t row, const S& store, float temperature) {
+    std::vector<Neighbour> out;
+    float high = kLogZero;
+    for_each_hit(recall, row, [&](index_t id, float score) {
+        out.push_back({id, static_cast<std::int32_t>(store.value(id)), score, 0});
+        high = std::max(high, score);
+    });
+    double sum = 0;
+    for (const Neighbour& n : out)
+        sum += std::exp(static_cast<double>(n.score - high) / static_cast<double>(temperature));
+    for (Neighbour& n : out)
+        n.share =
+            static_cast<float>(std::exp(static_cast<double>(n.score - high) / static_cast<double>(temperature)) / sum);
+    std::stable_sort(out.begin(), out.end(), [](const Neighbour& a, const Neighbour& b) { return a.score > b.score; });
     return out;
 }
 
