@@ -8,21 +8,11 @@
 #include <algorithm>
 #include <cmath>
 #include <optional>
-#include <random>
 #include <span>
 #include <utility>
 #include <vector>
 
 namespace mnemo {
-
-/// A text as a host saw it: what a memory is asked, and what the host thought by itself.
-struct ScoredText {
-    Matrix queries;                    // [n, d]
-    std::vector<std::int32_t> targets; // [n]
-    std::vector<float> log_p;          // [n], the host's, of the targets
-
-    index_t size() const { return static_cast<index_t>(targets.size()); }
-};
 
 /// What kNN-LM tunes on held-out text; none of it needs another search.
 struct KnnLmSetting {
@@ -74,17 +64,17 @@ struct Known {
     }
 };
 
-inline void sweep_lambda(std::span<const std::optional<float>> memory, const ScoredText& text, KnnLmSweep& out) {
-    Hits none; // as many rows as the text has
-    none.resize(text.size(), 0);
-    const Rows queries = text.queries;
+inline void sweep_lambda(std::span<const std::optional<float>> memory, const TargetLogProbs& base, KnnLmSweep& out) {
+    Hits none;
+    none.resize(static_cast<index_t>(base.targets.size()), 0);
+    const Rows queries;
     const archetype::Store* const no_store = nullptr;
     Arena scratch;
     const Reading<Rows, Hits, const archetype::Store*> reading{queries, none, no_store, scratch};
     std::vector<float> log_p;
     for (const float lambda : out.grid.lambda) {
-        log_p = text.log_p;
-        TargetLogProbs mixed{text.targets, log_p};
+        log_p.assign(base.log_p.begin(), base.log_p.end());
+        TargetLogProbs mixed{base.targets, log_p};
         Interpolate{Known{memory}, Fixed{lambda}}.combine(mixed, reading);
         Perplexity mean;
         mean.add(log_p);
@@ -93,23 +83,25 @@ inline void sweep_lambda(std::span<const std::optional<float>> memory, const Sco
 }
 } // namespace detail
 
-/// Perplexities of `text` mixed with what `recall` found in `store`, for every setting of `grid`: the same numbers as
-/// Interpolate<TokenVotes> gives, from one search. `recall` needs hits for the largest k, best first.
+/// Perplexities of `base` (targets and the host's log-probabilities) mixed with what `recall` found in `store`, for
+/// every setting of `grid`: the same numbers as Interpolate<TokenVotes> gives, from one search. `recall` needs hits for
+/// the largest k, best first.
 template <AssociativeRecall R, TokenValued S>
-KnnLmSweep sweep(KnnLmGrid grid, const R& recall, const S& store, const ScoredText& text) {
-    expect_equal("sweep: rows of the recall", static_cast<index_t>(recall.rows()), text.size());
+KnnLmSweep sweep(KnnLmGrid grid, const R& recall, const S& store, const TargetLogProbs& base) {
+    expect_equal("sweep: rows of the recall", static_cast<index_t>(recall.rows()),
+                 static_cast<index_t>(base.targets.size()));
     KnnLmSweep out{std::move(grid), {}};
-    std::vector<std::optional<float>> memory(text.targets.size());
+    std::vector<std::optional<float>> memory(base.targets.size());
     for (const index_t k : out.grid.k) {
         const FirstHits nearest{recall, k};
-        const Rows queries = text.queries;
+        const Rows queries;
         Arena scratch;
         const Reading reading{queries, nearest, store, scratch};
         for (const float temperature : out.grid.temperature) {
             const TokenVotes votes{.temperature = temperature};
             for (std::size_t i = 0; i < memory.size(); ++i)
-                memory[i] = votes.log_prob(reading, static_cast<index_t>(i), text.targets[i]);
-            detail::sweep_lambda(memory, text, out);
+                memory[i] = votes.log_prob(reading, static_cast<index_t>(i), base.targets[i]);
+            detail::sweep_lambda(memory, base, out);
         }
     }
     return out;
@@ -117,7 +109,8 @@ KnnLmSweep sweep(KnnLmGrid grid, const R& recall, const S& store, const ScoredTe
 
 /// The same for a memory that knows only how often each token is in `store`, whatever the query: what a memory would
 /// be worth without retrieval. The grid's k and temperature have one value each, which means nothing.
-template <TokenValued S> KnnLmSweep unigram_sweep(std::vector<float> lambda, const S& store, const ScoredText& text) {
+template <TokenValued S>
+KnnLmSweep unigram_sweep(std::vector<float> lambda, const S& store, const TargetLogProbs& base) {
     std::vector<double> counts;
     for (index_t id = 0; id < store.size(); ++id) {
         const auto token = static_cast<std::size_t>(store.value(id));
@@ -125,24 +118,14 @@ template <TokenValued S> KnnLmSweep unigram_sweep(std::vector<float> lambda, con
         ++counts[token];
     }
     std::vector<std::optional<float>> memory;
-    for (const std::int32_t target : text.targets) {
+    for (const std::int32_t target : base.targets) {
         const auto token = static_cast<std::size_t>(target);
         const double count = token < counts.size() ? counts[token] : 0;
         memory.push_back(static_cast<float>(std::log(count / static_cast<double>(store.size()))));
     }
     KnnLmSweep out{{{0}, {1}, std::move(lambda)}, {}};
-    detail::sweep_lambda(memory, text, out);
+    detail::sweep_lambda(memory, base, out);
     return out;
-}
-
-/// The values of a store in a random order, for WithValues: the same retrieval with nothing to remember.
-template <AssociativeStore S> std::vector<typename S::value_type> shuffled_values(const S& store, std::uint64_t seed) {
-    std::vector<typename S::value_type> values;
-    for (index_t id = 0; id < store.size(); ++id) values.push_back(store.value(id));
-    std::mt19937_64 random(seed);
-    // std::shuffle differs between standard libraries.
-    for (std::size_t i = values.size(); i > 1; --i) std::swap(values[i - 1], values[random() % i]);
-    return values;
 }
 
 /// A setting that was chosen on one text, and judged on another.
