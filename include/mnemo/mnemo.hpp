@@ -32,3 +32,6 @@
 #include <mnemo/text/blocks.hpp>
 #include <mnemo/text/bpe.hpp>
 #include <mnemo/text/corpus.hpp>
+#include <mnemo/text/excerpts.hpp>
+#include <mnemo/text/hash.hpp>
+#include <mnemo/text/remaining.hpp>
