@@ -121,6 +121,12 @@ TEST_CASE("installed headers are found by what they hold") {
     folder.put("c10/util/Half.h", "x");
     CHECK(find_headers("libtorch", folders)->folders.size() == 2);
     CHECK(!find_headers("faiss", folders));
+    CHECK(installed_headers(folders).front().name == "eigen");
+    CHECK(installed_headers(folders).back().name == "libstdc++");
+    fs::remove_all(folder.path / "eigen3");
+    CHECK(installed_headers(folders).front().name == "libstdc++");
+    CHECK(installed_headers(folders).size() == 2);
+    CHECK(message_of([&] { installed_headers({folder.path / "missing"}); }).find("libeigen3-dev") != std::string::npos);
     CHECK(message_of([&] { find_headers("boost", folders); }).find("got boost") != std::string::npos);
 }
 

@@ -161,7 +161,9 @@ inline std::optional<Headers> find_headers(std::string_view library,
     for (const fs::path& folder : include_folders) {
         if (library == "eigen") {
             for (const fs::path& root : {folder / "eigen3", folder})
-                if (fs::exists(root / "Eigen" / "Core", ignored)) return Headers{root, {"Eigen", "unsupported"}};
+                if (fs::exists(root / "Eigen" / "Core", ignored))
+                    return fs::is_directory(root / "unsupported", ignored) ? Headers{root, {"Eigen", "unsupported"}}
+                                                                           : Headers{root, {"Eigen"}};
         } else if (library == "libtorch") {
             // The hand-written C++ interface; most of the rest is generated.
             if (fs::is_directory(folder / "torch/csrc/api", ignored) && fs::is_directory(folder / "c10", ignored))
@@ -181,6 +183,24 @@ inline std::optional<Headers> find_headers(std::string_view library,
         }
     }
     return std::nullopt;
+}
+
+/// The text that every machine with the library's dependencies holds: Eigen's headers, or libstdc++'s without Eigen,
+/// and the other libraries of find_headers that are there, in this order. Throws Error if there are none at all.
+inline std::vector<Corpus> installed_headers(const std::vector<std::filesystem::path>& include_folders) {
+    std::vector<Corpus> out;
+    for (const char* library : {"eigen", "libtorch", "faiss", "libstdc++"})
+        if (const auto headers = find_headers(library, include_folders))
+            out.push_back(split_by_name(library, read_folder(headers->root, headers->folders)));
+    if (out.empty()) {
+        std::string searched;
+        for (const auto& folder : include_folders) searched += (searched.empty() ? "" : ", ") + folder.string();
+        fail("expected the headers of Eigen (Debian: libeigen3-dev) or libstdc++, found none in ", searched,
+             ": name files to train on");
+    }
+    if (out[0].name != "eigen")
+        std::rotate(out.begin(), out.end() - 1, out.end()); // the largest and last of the others
+    return out;
 }
 
 /// Documents one after another, each followed by `separator`.
