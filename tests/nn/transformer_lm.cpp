@@ -301,18 +301,18 @@ TEST_CASE("configs are honoured or refused by name") {
     CHECK(
         loading("\"pad\": 1", "\"pad\": 1, \"quant_noise_pq\": 0.1").find(where + "unknown field \"quant_noise_pq\"") ==
         0);
-    CHECK(loading("\"pad\": 1", "\"pad\": \"1\"") == where + "pad: expected an integer, got \"1\"");
-    CHECK(loading("\"vocab_size\": 50,", "") == where + "vocab_size is missing");
+    CHECK(loading("\"pad\": 1", "\"pad\": \"1\"") == where + "pad: expected an integer, got \"\"1\"\"");
+    CHECK(loading("\"vocab_size\": 50,", "") == where + "the field \"vocab_size\" is missing");
     CHECK(loading("fairseq_transformer_lm", "gpt2") ==
-          where + "model_type: expected \"fairseq_transformer_lm\", got \"gpt2\"");
+          where + "model_type: expected \"fairseq_transformer_lm\", got \"\"gpt2\"\"");
     CHECK(loading("\"pad\": 1", "\"pad\": 1, \"character_embeddings\": true") ==
-          where + "character_embeddings: expected false, got true");
+          where + "character_embeddings: expected false, got \"true\"");
     CHECK(loading("\"relu\"", "\"swish\"") ==
           "mnemo: activation_fn: expected relu, gelu, gelu_accurate, gelu_fast, tanh or linear, got 'swish'");
     CHECK(loading("\"decoder_attention_heads\": 4", "\"decoder_attention_heads\": 5") ==
           "mnemo: decoder_attention_heads: expected a divisor of decoder_embed_dim 16, got 5");
     CHECK(loading("\"adaptive_softmax_cutoff\": null", "\"adaptive_softmax_cutoff\": \"10,x\"") ==
-          where + "adaptive_softmax_cutoff: expected ids as \"20000,60000\", got \"10,x\"");
+          where + "adaptive_softmax_cutoff: expected ids as \"20000,60000\", got \"\"10,x\"\"");
     // Sizes of a config are compared with the file before anything is allocated.
     CHECK(loading("\"decoder_layers\": 2", "\"decoder_layers\": 2000000000").find("parameters for this config") !=
           std::string::npos);
@@ -320,6 +320,8 @@ TEST_CASE("configs are honoured or refused by name") {
           std::string::npos);
     CHECK(loading("\"decoder_layers\": 2", "\"decoder_layers\": 1").find("none of that name") != std::string::npos);
     CHECK(loading("{", "[").find(where + "not JSON") == 0);
+    CHECK(loading("\"pad\": 1", "\"pad\": 1, \"pad\": 2") == where + "the name \"pad\" occurs twice");
+    CHECK(loading("\"pad\": 1", "\"pad\": -1") == where + "pad: expected at least 0, got \"-1\"");
     CHECK(message([] { load_transformer_lm("no_such_folder"); }).find("no_such_folder/config.json") !=
           std::string::npos);
 

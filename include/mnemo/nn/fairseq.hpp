@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <mnemo/io/json.hpp>
 #include <mnemo/io/safetensors.hpp>
 #include <mnemo/nn/transformer_lm.hpp>
 
@@ -14,67 +15,55 @@ namespace mnemo::nn {
 
 namespace detail {
 
-/// The fields of a config, each asked for once; `finish` refuses those that nobody asked for.
+/// The fields of a config that may be left out; null counts as left out. `finish` refuses those nobody asked for.
 class ConfigFields {
   public:
-    ConfigFields(nlohmann::json config, std::string where) : config_(std::move(config)), where_(std::move(where)) {
-        if (!config_.is_object()) fail(where_, ": expected a JSON object");
+    explicit ConfigFields(JsonObject config) : config_(std::move(config)) {}
+
+    bool given(const std::string& field) {
+        known_.insert(field);
+        return config_.has(field) && !config_.raw()[field].is_null();
     }
     std::int64_t integer(const std::string& field) {
-        if (!given(field)) fail(where_, ": ", field, " is missing");
-        return integer(field, 0);
+        known_.insert(field);
+        return config_.integer(field, 0, INT32_MAX);
     }
     std::int64_t integer(const std::string& field, std::int64_t otherwise) {
-        if (!given(field)) return otherwise;
-        const auto& value = config_[field];
-        if (!value.is_number_integer() || value > INT32_MAX || value < INT32_MIN) wrong(field, "an integer");
-        return value;
+        return given(field) ? integer(field) : otherwise;
     }
     double number(const std::string& field, double otherwise) {
-        if (!given(field)) return otherwise;
-        if (!config_[field].is_number()) wrong(field, "a number");
-        return config_[field];
+        return given(field) ? config_.number(field) : otherwise;
     }
     bool flag(const std::string& field, bool otherwise = false) {
-        if (!given(field)) return otherwise;
-        if (!config_[field].is_boolean()) wrong(field, "true or false");
-        return config_[field];
+        return given(field) ? config_.boolean(field) : otherwise;
     }
     std::string string(const std::string& field, const std::string& otherwise) {
-        if (!given(field)) return otherwise;
-        if (!config_[field].is_string()) wrong(field, "a string");
-        return config_[field];
+        return given(field) ? config_.string(field) : otherwise;
     }
     /// "20000,60000", a list, or null for none.
     std::vector<std::int64_t> cutoffs(const std::string& field) {
         std::vector<std::int64_t> ids;
         if (!given(field)) return ids;
-        auto list = config_[field];
+        nlohmann::json list = config_.raw()[field];
         if (list.is_string()) list = nlohmann::json::parse("[" + list.get<std::string>() + "]", nullptr, false);
         if (!list.is_array() || list.empty()) wrong(field, "ids as \"20000,60000\"");
         for (const auto& id : list) {
-            if (!id.is_number_integer() || id > INT32_MAX || id < 1) wrong(field, "ids as \"20000,60000\"");
-            ids.push_back(id);
+            if (!id.is_number_integer() || id < 1 || id > INT32_MAX) wrong(field, "ids as \"20000,60000\"");
+            ids.push_back(id.get<std::int64_t>());
         }
         return ids;
     }
-    /// Whether the field is there and not null.
-    bool given(const std::string& field) {
-        known_.insert(field);
-        return config_.contains(field) && !config_[field].is_null();
+    [[noreturn]] void wrong(const std::string& field, std::string_view expected) const {
+        config_.wrong(field, expected);
     }
-    void wrong(const std::string& field, std::string_view expected) const {
-        fail(where_, ": ", field, ": expected ", expected, ", got ", config_[field].dump().substr(0, 80));
-    }
-    void finish() const {
-        for (const auto& [field, value] : config_.items())
+    void finish(const std::string& where) const {
+        for (const auto& [field, value] : config_.raw().items())
             if (!known_.contains(field))
-                fail(where_, ": unknown field ", in_quotes(field), ": remove it if it is known not to matter");
+                fail(where, ": unknown field ", in_quotes(field), ": remove it if it is known not to matter");
     }
 
   private:
-    nlohmann::json config_;
-    std::string where_;
+    JsonObject config_;
     std::set<std::string> known_;
 };
 
@@ -94,7 +83,7 @@ inline double parameter_count(const TransformerLmOptions& o) {
 /// The options that a config's fields stand for. Throws Error for a field of the wrong type, one that asks for
 /// something this model does not do, and one that is not known.
 inline TransformerLmOptions fairseq_options(const nlohmann::json& config, const std::string& where) {
-    detail::ConfigFields fields(config, where);
+    detail::ConfigFields fields(JsonObject(config, where));
     if (const auto type = fields.string("model_type", ""); type != "fairseq_transformer_lm")
         fields.wrong("model_type", "\"fairseq_transformer_lm\"");
     TransformerLmOptions o;
@@ -134,7 +123,7 @@ inline TransformerLmOptions fairseq_options(const nlohmann::json& config, const 
                               "adaptive_softmax_dropout", "decoder_layerdrop", "decoder_normalize_before",
                               "tokens_per_sample", "character_embedding_dim", "character_filters"})
         fields.given(field);
-    fields.finish();
+    fields.finish(where);
     return o;
 }
 
@@ -236,9 +225,7 @@ inline void load_weights(TransformerLmImpl& model, const SafeTensors& file, cons
 /// The model of a folder. Every defect is an Error that names the file and the field or tensor.
 inline TransformerLm load_transformer_lm(const std::string& folder) {
     const std::string config_path = folder + "/config.json";
-    const std::string content = read_file(config_path, 1 << 20);
-    const auto config = nlohmann::json::parse(content, nullptr, false);
-    if (config.is_discarded()) fail(config_path, ": not JSON");
+    const auto config = parse_json(read_file(config_path, 1 << 20), config_path);
     TransformerLmOptions options = fairseq_options(config, config_path);
     const SafeTensors file = SafeTensors::open(folder + "/model.safetensors");
     double elements = 0;

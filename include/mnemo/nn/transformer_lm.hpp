@@ -63,6 +63,11 @@ struct Tap {
     }
     friend bool operator==(Tap, Tap) = default;
 };
+/// The tap's full name; Tap::parse reads it back.
+inline std::string name(Tap tap) {
+    if (tap.point == Tap::prehead) return "prehead";
+    return text(tap.point == Tap::hidden ? "hidden." : "ffn_in.", tap.layer);
+}
 
 /// Keys and values of the tokens read so far, so that the next ones need only themselves. One for each batch of
 /// sequences; `reset` starts anew and keeps the buffers.
