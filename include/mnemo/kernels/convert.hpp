@@ -62,6 +62,23 @@ template <class From, class To> void convert_plain(const From* from, To* to, std
     for (std::size_t i = 0; i < n; ++i) to[i] = from_float<To>(to_float(from[i]));
 }
 
+// Whether |x_i| <= limit for all i; comparisons with NaN are false.
+inline bool all_within_plain(const float* x, std::size_t n, float limit) {
+    std::size_t beyond = 0;
+    for (std::size_t i = 0; i < n; ++i) beyond += !(x[i] <= limit && x[i] >= -limit);
+    return beyond == 0;
+}
+#if MNEMO_X86
+MNEMO_AVX2 inline bool all_within_avx2(const float* x, std::size_t n, float limit) {
+    const __m256 bound = _mm256_set1_ps(limit), sign = _mm256_set1_ps(-0.0f);
+    __m256 within = _mm256_castsi256_ps(_mm256_set1_epi32(-1));
+    std::size_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        within = _mm256_and_ps(within, _mm256_cmp_ps(_mm256_andnot_ps(sign, load8(x + i)), bound, _CMP_LE_OQ));
+    return _mm256_movemask_ps(within) == 255 && all_within_plain(x + i, n - i, limit);
+}
+#endif
+
 } // namespace detail
 
 /// to[i] = from[i], rounded to nearest even as to_half and to_bfloat16 do. Spans of equal size that do not overlap.
@@ -82,13 +99,17 @@ void convert(std::span<From> from, std::span<To> to) {
 
 /// The first i for which from[i], rounded to To, is infinite or NaN; from.size() if there is none.
 template <KeyElement To> std::size_t first_not_finite(std::span<const float> from) {
-    // The largest float that still rounds to a finite number; comparisons with NaN are false.
+    // The largest float that still rounds to a finite number.
     constexpr float limit = std::is_same_v<To, half>       ? 65519.99609375f
                             : std::is_same_v<To, bfloat16> ? 0x1.fefffep127f
                                                            : 0x1.fffffep127f;
-    std::size_t bad = 0;
-    for (const float x : from) bad += !(x <= limit && x >= -limit);
-    if (bad == 0) return from.size();
+#if MNEMO_X86
+    const bool all = simd_level() >= SimdLevel::avx2 ? detail::all_within_avx2(from.data(), from.size(), limit)
+                                                     : detail::all_within_plain(from.data(), from.size(), limit);
+#else
+    const bool all = detail::all_within_plain(from.data(), from.size(), limit);
+#endif
+    if (all) return from.size();
     std::size_t i = 0;
     while (from[i] <= limit && from[i] >= -limit) ++i;
     return i;
