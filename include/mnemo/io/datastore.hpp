@@ -193,8 +193,7 @@ class Datastore {
     /// Gives entry `id` a new key and value. It survives the death of the process when the call returns, and a power
     /// failure after commit(). An erased entry is refused.
     void replace(index_t id, std::span<const float> key, std::int32_t value) {
-        check_edit(id);
-        if (erased().contains(id)) fail(where_, ": replace: entry ", id, " was erased");
+        check_edit(id, "replace");
         expect_equal(where_ + ": replace: key_dim", static_cast<index_t>(key.size()), key_dim());
         check_value(where_ + ": replace", id, value, manifest_.host.vocab_size);
         std::vector<std::byte> row(static_cast<std::size_t>(manifest_.key_bytes()));
@@ -218,10 +217,10 @@ class Datastore {
         }
         log({Edit::Kind::replace, id, value, row});
     }
-    /// Marks entry `id` as erased; its id is not used again. Erasing twice is one erasing. Lasts as replace() does.
+    /// Marks entry `id` as erased; its id is not used again. Lasts as replace() does. Erasing twice is an Error.
     void erase(index_t id) {
-        check_edit(id);
-        if (!erased().contains(id)) log({Edit::Kind::erase, id, 0, {}});
+        check_edit(id, "erase");
+        log({Edit::Kind::erase, id, 0, {}});
     }
     /// Edits made so far survive a power failure.
     void commit() {
@@ -368,9 +367,10 @@ class Datastore {
     void check_writable() const {
         if (!writable()) fail(where_, ": expected a datastore opened writable, got a read-only one");
     }
-    void check_edit(index_t id) const {
+    void check_edit(index_t id, const char* what) const {
         check_writable();
-        if (id < 0 || id >= size()) fail(where_, ": edit: expected an entry in [0, ", size(), "), got ", id);
+        if (id < 0 || id >= size()) fail(where_, ": ", what, ": expected an entry in [0, ", size(), "), got ", id);
+        if (erased().contains(id)) fail(where_, ": ", what, ": entry ", id, " was erased");
     }
     /// Applies what edits.log holds behind log_. A writable store cuts an unfinished record off.
     void replay_edits() {

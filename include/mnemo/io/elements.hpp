@@ -4,6 +4,7 @@
 #include <mnemo/core/error.hpp>
 #include <mnemo/core/half.hpp>
 #include <mnemo/core/matrix_view.hpp>
+#include <mnemo/kernels/convert.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -86,6 +87,11 @@ std::vector<T> copy_elements(ElementType type, std::span<const std::byte> bytes,
         if constexpr (std::is_same_v<From, T>) {
             if (!out.empty()) std::memcpy(out.data(), bytes.data(), bytes.size());
         } else {
+            if constexpr (std::is_same_v<T, float> && KeyElement<From>)
+                if (reinterpret_cast<std::uintptr_t>(bytes.data()) % alignof(From) == 0) {
+                    convert(std::span(reinterpret_cast<const From*>(bytes.data()), out.size()), std::span(out));
+                    return std::move(out);
+                }
             for (std::size_t i = 0; i < out.size(); ++i) {
                 From value;
                 std::memcpy(&value, bytes.data() + i * sizeof(From), sizeof(From));
