@@ -155,6 +155,7 @@ class Datastore {
     }
     /// Erased ids keep their rows; retrievers leave them out.
     IdSet erased() const { return {erased_}; }
+    bool is_erased(index_t id) const { return erased().contains(id); }
     index_t erased_count() const { return erased_count_; }
 
     const Manifest& manifest() const { return manifest_; }
@@ -262,7 +263,7 @@ class Datastore {
             };
             keys().visit([&](auto rows) {
                 for (index_t id = 0; id < size(); ++id) {
-                    if (erased().contains(id)) continue;
+                    if (is_erased(id)) continue;
                     convert(rows[id], std::span(row));
                     const std::size_t bad = first_not_finite<Key>(row);
                     if (bad < width)
@@ -370,7 +371,7 @@ class Datastore {
     void check_edit(index_t id, const char* what) const {
         check_writable();
         if (id < 0 || id >= size()) fail(where_, ": ", what, ": expected an entry in [0, ", size(), "), got ", id);
-        if (erased().contains(id)) fail(where_, ": ", what, ": entry ", id, " was erased");
+        if (is_erased(id)) fail(where_, ": ", what, ": entry ", id, " was erased");
     }
     /// Applies what edits.log holds behind log_. A writable store cuts an unfinished record off.
     void replay_edits() {

@@ -101,8 +101,10 @@ Position replay(std::span<const std::byte> log, std::uint64_t store_id, std::siz
             if (edit.kind != Edit::Kind::commit) f(edit);
         bool committed = false;
         for (std::size_t p = at.bytes; !committed && p + kRecordHeader <= log.size(); ++p)
-            committed = read_record(log.subspan(p), key_bytes, edit, number, size) && edit.kind == Edit::Kind::commit &&
-                        number >= at.records;
+            // A commit record fits into its header; with a key, nothing is summed up at every place.
+            committed =
+                read_record(log.subspan(p, kRecordHeader), std::max<std::size_t>(key_bytes, 1), edit, number, size) &&
+                edit.kind == Edit::Kind::commit && number >= at.records;
         if (!committed) return at;
         // `log` may be a map of what another process is writing: the record may have been finished meanwhile.
         if (!next_is_whole())
