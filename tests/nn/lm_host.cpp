@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <mnemo/nn/lm_host.hpp>
+#include <mnemo/retrieve/exact.hpp>
+#include <mnemo/store/tokens.hpp>
 
 #include <catch.hpp>
 
@@ -126,4 +128,18 @@ TEST_CASE("a host is known by its fingerprint") {
     CHECK(same(print, LmHost(made(40, 4)).fingerprint("t")).find("model_hash") == 0);
     CHECK(same(print, LmHost(made(), "prehead").fingerprint("t")).find("key_tap") == 0);
     CHECK(same(print, LmHost(made()).fingerprint("u")).find("tokenizer_hash") == 0);
+}
+
+TEST_CASE("a model that has not learned anything recites a text from its memory") {
+    LmHost host(made());
+    const auto text = stream(40);
+    mnemo::ContextWindows windows({text, {}}, {.block_size = 40});
+    auto store = std::make_shared<mnemo::TokenStore<mnemo::half>>(host.key_dim());
+    REQUIRE(mnemo::build_datastore(host, windows, *store).written == 40);
+    const mnemo::KnnLm<std::shared_ptr<mnemo::TokenStore<mnemo::half>>, mnemo::Exact<mnemo::L2>> memory(
+        {}, store, {1, {}}, {{}, {1.0f}});
+    std::vector<std::int32_t> prompt{2}; // the window begins with the end-of-sentence token
+    REQUIRE(mnemo::generate(memory, host, prompt, {.tokens = 40}) == text);
+    windows.rewind();
+    REQUIRE(mnemo::evaluate(memory, host, windows).combined.perplexity() == 1);
 }

@@ -73,6 +73,16 @@ inline std::string name(Tap tap) {
 /// sequences; `reset` starts anew and keeps the buffers.
 class KeyValueCache {
   public:
+    KeyValueCache() = default;
+    KeyValueCache(KeyValueCache&&) = default;
+    KeyValueCache& operator=(KeyValueCache&&) = default;
+    /// A copy goes its own way.
+    KeyValueCache(const KeyValueCache& other) : padding_(other.padding_), length_(other.length_) {
+        for (const auto& [k, v] : other.layers_) layers_.emplace_back(k.clone(), v.clone());
+    }
+    KeyValueCache& operator=(const KeyValueCache& other) { return *this = KeyValueCache(other); }
+    ~KeyValueCache() = default;
+
     std::int64_t length() const { return length_; }
     void reset() { length_ = 0, padding_.reset(); }
 
