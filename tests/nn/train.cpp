@@ -137,6 +137,18 @@ TEST_CASE("a run that is resumed ends where an unbroken one does") {
     CHECK(message([&] { other_tokens.resume(path); }).find("tokens: expected") != std::string::npos);
     Trainer other_model(made(0.2), tokens, options(30));
     CHECK(message([&] { other_model.resume(path); }).find("model: expected") != std::string::npos);
+    // A file without a part of the model leaves the run as it was.
+    const auto file = mnemo::SafeTensors::open(path);
+    auto entries = file.entries();
+    std::erase_if(entries, [](const mnemo::Entry& e) { return e.name == "w.decoder.layers.0.fc2.bias"; });
+    mnemo::write_safetensors("test_damaged.safetensors", entries, file.metadata());
+    auto blocks = options(30);
+    blocks.windows = TrainOptions::Windows::blocks;
+    Trainer untouched(made(0.1), tokens, blocks), never(made(0.1), tokens, blocks);
+    CHECK(message([&] { untouched.resume("test_damaged.safetensors"); }).find("fc2.bias") != std::string::npos);
+    untouched.run(go_on), never.run(go_on);
+    CHECK(same_weights(untouched.model(), never.model()));
+    std::remove("test_damaged.safetensors");
     std::remove(path.c_str());
 }
 

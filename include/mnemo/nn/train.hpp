@@ -136,7 +136,8 @@ class Trainer {
         about["done"] = text(done_);
         write_safetensors(path, entries, about);
     }
-    /// Goes on where `save` was. Throws Error if the file is from another model, other tokens or other options.
+    /// Goes on where `save` was. Throws Error if the file is damaged or from another model, other tokens or other
+    /// options; then nothing has changed.
     void resume(const std::string& path) {
         const SafeTensors file = SafeTensors::open(path);
         auto about = file.metadata();
@@ -147,14 +148,16 @@ class Trainer {
         for (const auto& [field, value] : identity())
             if (about[field] != value)
                 fail(path, ": ", field, ": expected ", value, " as in this run, got ", in_quotes(about[field]));
-        for (auto [name, moments] : {std::pair{"mean", &mean_}, {"square", &square_}}) {
-            auto values = file.values<float>(name);
-            if (values.size() != moments->size())
-                fail(path, ": tensor \"", std::string_view(name), "\": expected ", moments->size(), " values, got ",
-                     values.size());
-            *moments = std::move(values);
-        }
-        load_weights(*model_, file, "w.");
+        auto mean = file.values<float>("mean"), square = file.values<float>("square");
+        for (const auto* moments : {&mean, &square})
+            if (moments->size() != mean_.size())
+                fail(path, ": mean and square: expected ", mean_.size(), " values, got ", moments->size());
+        TransformerLm loaded(model_->options()); // so that an Error leaves this run as it was
+        load_weights(*loaded, file, "w.");
+        const at::NoGradGuard no_grad;
+        const auto values = loaded->parameters();
+        for (std::size_t i = 0; i < parameters_.size(); ++i) parameters_[i].copy_(values[i]);
+        mean_ = std::move(mean), square_ = std::move(square);
         done_ = done;
     }
 
