@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include <catch.hpp>
+#include <mnemo/papers/knn_lm_explain.hpp>
 #include <mnemo/papers/knn_lm_sweep.hpp>
 
 #include <functional>
@@ -85,7 +86,7 @@ TEST_CASE("the best setting of a sweep is its lowest perplexity") {
 TEST_CASE("lambda 0 is the host, whatever was recalled") {
     Case c = random_case(3, 10, 8);
     CHECK(sweep({{8}, {1}, {0}}, c.hits, c.store, c.text()).at(0, 0, 0) == perplexity(c.log_p));
-    CHECK(unigram_sweep({0}, c.store, c.text()).at(0, 0, 0) == perplexity(c.log_p));
+    CHECK(sweep({0}, Unigram::of(c.store, 5), c.text()).at(0, 0, 0) == perplexity(c.log_p));
     c.targets.pop_back();
     CHECK_THROWS_AS(sweep({{8}, {1}, {0}}, c.hits, c.store, c.text()), Error);
 }
@@ -95,9 +96,9 @@ TEST_CASE("the unigram control counts values") {
     std::vector<std::int32_t> targets{1, 2, 9};
     std::vector<float> log_p{-1, -1, -1};
     const TargetLogProbs text{targets, log_p};
-    CHECK(std::isinf(unigram_sweep({1}, store, text).at(0, 0, 0))); // 9 was never seen
+    CHECK(std::isinf(sweep({1}, Unigram::of(store, 10), text).at(0, 0, 0))); // 9 was never seen
     targets[2] = 1;
-    CHECK(unigram_sweep({1}, store, text).at(0, 0, 0) == Approx(std::pow(0.75 * 0.25 * 0.75, -1.0 / 3)));
+    CHECK(sweep({1}, Unigram::of(store, 10), text).at(0, 0, 0) == Approx(std::pow(0.75 * 0.25 * 0.75, -1.0 / 3)));
 }
 
 TEST_CASE("neighbours come with their share of the vote") {
@@ -117,4 +118,16 @@ TEST_CASE("neighbours come with their share of the vote") {
     const auto log_p = TokenVotes{.temperature = 3}.log_prob(Reading{queries, c.hits, c.store, scratch}, 0, 1);
     CHECK(ones == Approx(std::exp(static_cast<double>(log_p.value()))));
     CHECK(neighbours(c.hits, 3, c.store, 3).empty());
+}
+
+TEST_CASE("an explanation shows the text before each entry") {
+    const Bpe bpe; // bytes only
+    Tokens store;
+    for (const char c : std::string("one\ntwo, one two")) store.values.push_back(Bpe::first_byte + c);
+    const std::vector<Neighbour> found{{15, Bpe::first_byte + 'o', -0.5f, 0.75f},
+                                       {6, Bpe::first_byte + 'o', -1, 0.25f}};
+    CHECK(explain(found, store, bpe, 4, 5) == "   75.0 %  score    -0.50  ...ne tw -> [o]\n"
+                                              "   25.0 %  score    -1.00  ...ne\\ntw -> [o]\n");
+    CHECK(explain(found, store, bpe, 1, 0) == "   75.0 %  score    -0.50  ... -> [o]\n");
+    CHECK(explain({}, store, bpe).empty());
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <mnemo/combine/interpolate.hpp>
+#include <mnemo/combine/unigram.hpp>
 #include <mnemo/loss/nll.hpp>
 #include <mnemo/retrieve/first_hits.hpp>
 
@@ -107,22 +108,11 @@ KnnLmSweep sweep(KnnLmGrid grid, const R& recall, const S& store, const TargetLo
     return out;
 }
 
-/// The same for a memory that knows only how often each token is in `store`, whatever the query: what a memory would
-/// be worth without retrieval. The grid's k and temperature have one value each, which means nothing.
-template <TokenValued S>
-KnnLmSweep unigram_sweep(std::vector<float> lambda, const S& store, const TargetLogProbs& base) {
-    std::vector<double> counts;
-    for (index_t id = 0; id < store.size(); ++id) {
-        const auto token = static_cast<std::size_t>(store.value(id));
-        if (token >= counts.size()) counts.resize(token + 1);
-        ++counts[token];
-    }
+/// The same for a memory that knows only how often each token occurs, whatever is asked: what it would be worth without
+/// retrieval. The grid's k and temperature have one value each, which means nothing.
+inline KnnLmSweep sweep(std::vector<float> lambda, const Unigram& unigram, const TargetLogProbs& base) {
     std::vector<std::optional<float>> memory;
-    for (const std::int32_t target : base.targets) {
-        const auto token = static_cast<std::size_t>(target);
-        const double count = token < counts.size() ? counts[token] : 0;
-        memory.push_back(static_cast<float>(std::log(count / static_cast<double>(store.size()))));
-    }
+    for (const std::int32_t target : base.targets) memory.push_back(unigram.log_prob(base, 0, target));
     KnnLmSweep out{{{0}, {1}, std::move(lambda)}, {}};
     detail::sweep_lambda(memory, base, out);
     return out;
@@ -135,31 +125,5 @@ struct KnnLmTuned {
     KnnLmSetting setting() const { return valid.best(); }
     double perplexity() const { return test.at(setting()); }
 };
-
-/// One thing that was recalled, and what it counted for.
-struct Neighbour {
-    index_t id;
-    std::int32_t token;
-    float score, share; // share of the memory's probability; those of a row sum to one
-};
-
-/// What was recalled for `row`, best first, with each entry's weight in TokenVotes: why the memory said what it said.
-template <AssociativeRecall R, TokenValued S>
-std::vector<Neighbour> neighbours(const R& recall, index_t row, const S& store, float temperature) {
-    std::vector<Neighbour> out;
-    float high = kLogZero;
-    for_each_hit(recall, row, [&](index_t id, float score) {
-        out.push_back({id, static_cast<std::int32_t>(store.value(id)), score, 0});
-        high = std::max(high, score);
-    });
-    double sum = 0;
-    for (const Neighbour& n : out)
-        sum += std::exp(static_cast<double>(n.score - high) / static_cast<double>(temperature));
-    for (Neighbour& n : out)
-        n.share =
-            static_cast<float>(std::exp(static_cast<double>(n.score - high) / static_cast<double>(temperature)) / sum);
-    std::stable_sort(out.begin(), out.end(), [](const Neighbour& a, const Neighbour& b) { return a.score > b.score; });
-    return out;
-}
 
 } // namespace mnemo
