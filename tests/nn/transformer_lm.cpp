@@ -291,6 +291,27 @@ TEST_CASE("old and repeated names are read") {
           "got [16, 24]");
 }
 
+TEST_CASE("versions up to 2 have no final norm") {
+    const at::NoGradGuard no_grad;
+    const Folder folder("test_version");
+    const auto expected = made(small().final_norm(false));
+    save_transformer_lm(*made(small()), folder.path); // its config asks for the norm
+    const std::string path = folder.path + "/model.safetensors";
+    const auto file = mnemo::SafeTensors::open(path);
+    for (const float version : {1.0f, 2.0f, 0.0f}) { // 0: written before there were versions
+        std::vector<mnemo::Entry> entries = file.entries();
+        std::erase_if(entries, [](const mnemo::Entry& e) {
+            return e.name.find("decoder.layer_norm") == 0 || e.name == "decoder.version";
+        });
+        const std::vector<float> values{version};
+        if (version > 0) entries.push_back(mnemo::tensor_entry("decoder.version", {1}, values));
+        mnemo::write_safetensors(path, entries);
+        const auto model = load_transformer_lm(folder.path);
+        CHECK(!model->options().final_norm());
+        CHECK(at::equal(model->forward(ids(2, 5)), expected->forward(ids(2, 5))));
+    }
+}
+
 TEST_CASE("configs are honoured or refused by name") {
     const Folder folder("test_config"), changed("test_config_changed");
     save_transformer_lm(*made(small()), folder.path);

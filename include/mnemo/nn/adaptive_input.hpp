@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <mnemo/core/error.hpp>
-#include <mnemo/core/matrix_view.hpp>
+#include <mnemo/nn/tensor.hpp>
 
 #include <torch/nn/module.h>
 #include <torch/nn/pimpl.h>

@@ -5,6 +5,9 @@
 #include <mnemo/core/error.hpp>
 
 #include <ATen/core/Tensor.h>
+#ifdef __clang__
+#include <ATen/core/ivalue.h> // before all others: LibTorch 1.13 uses IValue where clang wants it complete
+#endif
 
 #include <sstream>
 #include <string>

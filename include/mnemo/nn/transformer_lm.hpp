@@ -2,7 +2,6 @@
 #pragma once
 
 #include <mnemo/nn/adaptive_softmax.hpp>
-#include <mnemo/nn/tensor.hpp>
 
 #include <charconv>
 #include <limits>
