@@ -38,6 +38,8 @@ TEST_CASE("a progress line has share, rate and remaining time") {
     CHECK(progress.line(1000, 4000, 10) == "training                      25 %  100 tokens/s  0:30 left");
     CHECK(progress.line(4000, 4000, 10) == "training                     100 %  400 tokens/s");
     CHECK(progress.line(0, 0, 0) == "training                     100 %");
+    Progress plain("waiting", "", file.get());
+    CHECK(plain.line(1, 4, 10) == "waiting                       25 %  0:30 left");
     Progress resumed("training", "tokens", file.get());
     resumed(2000, 4000); // the rate counts what this run did
     CHECK(resumed.line(3000, 4000, 10) == "training                      75 %  100 tokens/s  0:10 left");

@@ -34,7 +34,7 @@ inline std::string short_count(double n) {
 /// itself, with rate and remaining time, in colour unless NO_COLOR is set; elsewhere at most one line in ten seconds.
 class Progress {
   public:
-    /// `unit` names what is counted, in the rate: "tokens".
+    /// `unit` names what is counted, for the rate: "tokens"; without it none is shown.
     explicit Progress(std::string label, std::string unit = "", std::FILE* out = stderr)
         : label_(std::move(label)), unit_(std::move(unit)), out_(out), terminal_(isatty(fileno(out)) != 0) {
         const char* no_color = std::getenv("NO_COLOR");
@@ -72,7 +72,7 @@ class Progress {
             out += fmt::format(" {}{:━<{}}{}{:╌<{}}", color_ ? "\033[32m" : "", "", full, color_ ? "\033[0m" : "", "",
                                width - full);
         }
-        if (rate > 0) out += fmt::format("  {} {}/s", short_count(rate), unit_);
+        if (rate > 0 && !unit_.empty()) out += fmt::format("  {} {}/s", short_count(rate), unit_);
         if (rate > 0 && done < total) out += fmt::format("  {} left", clock_text(double(total - done) / rate));
         return out;
     }
