@@ -1,0 +1,90 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Puts a benchmark program beside a reference script: same machine, same session, same number of threads.
+
+  compare.py build/release/benchmarks/bench_knn_lm reference.py [--cases a,b] [--threads 1] [--repeat 5]
+
+Both are run one after the other. A benchmark whose label is the name of a case of the script is compared with it; rates
+are medians over the repetitions, in items per second of wall time. The script is asked with --threads, --repeat and
+--case, and prints one JSON object a line: case, items_per_s. --python names the interpreter that runs it.
+"""
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+
+
+def processor():
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def ours(program, repeat, environment, pattern):
+    command = [program, "--benchmark_format=json", f"--benchmark_repetitions={repeat}",
+               f"--benchmark_filter={pattern}"]
+    out = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout
+    rates = {}
+    for run in json.loads(out)["benchmarks"]:
+        if run.get("run_type") == "iteration" and "items_per_second" in run:
+            rate = run["items_per_second"]
+            if not run["name"].split("/repeats")[0].endswith("/real_time"):  # counted in processor time
+                rate *= run["cpu_time"] / run["real_time"]
+            rates.setdefault(run.get("label") or run["name"], []).append(rate)
+    return {name: statistics.median(values) for name, values in rates.items()}
+
+
+def theirs(python, script, cases, threads, repeat, environment):
+    command = [python, script, "--threads", str(threads), "--repeat", str(repeat)]
+    if cases:
+        command += ["--case", cases]
+    out = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+    lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    return {line["case"]: line["items_per_s"] for line in lines if "items_per_s" in line}
+
+
+def main():
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("program", help="a Google Benchmark program")
+    options.add_argument("reference", help="the script to compare with")
+    options.add_argument("--cases", default="", help="names for the script's --case, with commas; default: all")
+    options.add_argument("--filter", default=".", help="regular expression for the program's benchmarks")
+    options.add_argument("--threads", type=int, default=1)
+    options.add_argument("--repeat", type=int, default=5)
+    options.add_argument("--python", default=sys.executable)
+    options.add_argument("--json", help="writes every number to this file")
+    wanted = options.parse_args()
+
+    environment = dict(os.environ)
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        environment[variable] = str(wanted.threads)
+
+    rates = ours(wanted.program, wanted.repeat, environment, wanted.filter)
+    reference = theirs(wanted.python, wanted.reference, wanted.cases, wanted.threads, wanted.repeat, environment)
+
+    load = os.getloadavg()[0]
+    print(f"{processor()}, {wanted.threads} thread(s), load {load:.1f}, median of {wanted.repeat}")
+    names = [name for name in rates if name in reference]
+    if not names:
+        sys.exit("no benchmark is labelled with a case of the script")
+    width = max(map(len, names))
+    print(f"{'items per second':{width}}  {'mnemo':>12}  {'reference':>12}  {'ratio':>7}")
+    for name in names:
+        print(f"{name:{width}}  {rates[name]:12.1f}  {reference[name]:12.1f}  {rates[name] / reference[name]:6.1f}x")
+    for name in sorted(set(rates) - set(names)):
+        print(f"{name}: {rates[name]:.1f}, not in the reference")
+    if wanted.json:
+        record = {"processor": processor(), "threads": wanted.threads, "repeat": wanted.repeat, "load": load,
+                  "mnemo": rates, "reference": reference,
+                  "ratio": {name: rates[name] / reference[name] for name in names}}
+        with open(wanted.json, "w") as file:
+            json.dump(record, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()
