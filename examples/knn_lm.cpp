@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: MIT
+// kNN-LM on real text: a small language model is trained on one library's C++ headers (or on any files) and gets a
+// memory of that text; then memories of other libraries, which it has never seen, without more training. Everything
+// stays in the output folder: a second run loads it, an interrupted one goes on.
+#include "knn_lm_report.hpp"
+
+#include <mnemo/app/arguments.hpp>
+#include <mnemo/app/progress.hpp>
+#include <mnemo/faiss/index.hpp>
+#include <mnemo/nn/lm_host.hpp>
+#include <mnemo/nn/train.hpp>
+#include <mnemo/papers/knn_lm_explain.hpp>
+#include <mnemo/retrieve/recall_report.hpp>
+#include <mnemo/text/corpus.hpp>
+#include <mnemo/text/excerpts.hpp>
+#include <mnemo/text/remaining.hpp>
+
+#include <cstring>
+#include <numeric>
+#include <sstream>
+
+constexpr const char* kHelp = R"(knn_lm [FOLDER] [OPTIONS]   everything is kept in FOLDER (default: knn_lm.out)
+  --text PATH...   files or folders to train on, instead of Eigen's headers
+  --test PATH...   files to evaluate that text on, instead of a part of it
+  --other PATH...  another domain's text, instead of the headers of LibTorch, FAISS and libstdc++
+  --threads N      default: all cores
+  --seed N         of the first weights and of training; default: 1
+  --quick          a tiny model in seconds, to see that everything works
+For example: knn_lm wiki --text wiki.valid.tokens --test wiki.test.tokens
+)";
+
+struct Settings {
+    index_t vocab = 1024, dim = 128, layers = 3, steps = 1800, batch = 8, context = 128;
+    index_t memory = 250000;                    // entries, at most
+    std::vector<index_t> smaller{10000, 50000}; // memories, to see what size does
+    index_t block = 64;                         // keys see 64 to 127 tokens of context
+    index_t valid = 100, test = 200;            // excerpts that are scored ...
+    index_t scored = 16;                        // ... and tokens of each
+    KnnLmGrid grid{{16, 64, 256}, {0.3f, 1, 3}, {0, .02f, .05f, .1f, .15f, .2f, .25f, .3f, .4f, .5f, .6f, .7f, .8f, .9f}};
+    std::string index = FaissBuild::ivfpq(256, 32, 8);
+    index_t nprobe = 32;
+};
+
+std::vector<Corpus> read_corpora(Arguments& arguments);
+std::shared_ptr<const Datastore> remember(const Text& text, nn::LmHost<Threads>& host, const Settings& set,
+                                          const std::string& path, std::string tokenizer_hash);
+void show_recall(Text& text, const Bpe& bpe, const auto& memory);
+
+int run(Arguments& arguments) {
+    Settings set;
+    const bool quick = arguments.flag("--quick");
+    if (quick) {
+        set.vocab = 300, set.dim = 32, set.layers = 2, set.steps = 40, set.context = 64, set.block = 32;
+        set.memory = 4000, set.smaller = {500, 2000}, set.valid = 10, set.test = 20;
+        set.index = FaissBuild::ivfpq(8, 8, 4);
+    }
+    const auto cores = static_cast<index_t>(std::max(1u, std::thread::hardware_concurrency()));
+    const Threads threads{arguments.number("--threads", cores)};
+    const auto seed = static_cast<std::uint64_t>(arguments.number("--seed", 1));
+    const fs::path folder = arguments.positional(0, "knn_lm.out");
+    const auto file = [&](const std::string& name) { return (folder / name).string(); };
+    const std::vector<Corpus> corpora = read_corpora(arguments);
+    arguments.finish();
+    fs::create_directories(folder / "stores");
+    at::set_num_threads(1); // windows are shared among threads instead of matrix products
+
+    // ---- 1. Tokens: a byte-level BPE, learned from the text that trains the model.
+    const Bpe bpe = Bpe::learn(join(corpora[0].train), set.vocab);
+    bpe.save(file("bpe.txt"));
+    std::vector<Text> texts;
+    for (const Corpus& corpus : corpora) {
+        const auto tokens = [&](const std::vector<TextFile>& documents) {
+            std::vector<std::int32_t> ids;
+            for (const TextFile& document : documents) bpe.encode(document.text, ids), ids.push_back(Bpe::eos);
+            return ids;
+        };
+        const auto sample = [&](const std::vector<TextFile>& documents, index_t count) {
+            return excerpts(tokens(documents), count, set.scored, set.context - set.scored);
+        };
+        texts.push_back(
+            {corpus.name, tokens(corpus.train), sample(corpus.valid, set.valid), sample(corpus.test, set.test)});
+        print("{:<10} {:>6} tokens to learn or remember; {} + {} + {} documents\n", corpus.name,
+              short_count(double(texts.back().tokens.size())), corpus.train.size(), corpus.valid.size(),
+              corpus.test.size());
+    }
+
+    // ---- 2. The model, from scratch. To load it is to go on with a training that has ended.
+    torch::manual_seed(seed);
+    nn::TransformerLm model(nn::TransformerLmOptions()
+                                .vocab_size(set.vocab)
+                                .dim(set.dim)
+                                .ffn_dim(4 * set.dim)
+                                .layers(set.layers)
+                                .max_positions(set.context));
+    nn::TrainOptions training;
+    training.steps = set.steps, training.batch = set.batch, training.context = set.context, training.seed = seed;
+    training.windows = nn::TrainOptions::Windows::blocks;
+    nn::Trainer trainer(model, texts[0].tokens, training);
+    const std::string checkpoint = file("model.safetensors");
+    try {
+        if (fs::exists(checkpoint)) trainer.resume(checkpoint);
+    } catch (const Error& e) {
+        print("Training anew: {}\n", e.what());
+    }
+    if (trainer.done() < set.steps) {
+        Progress bar("training on " + texts[0].name, "tokens");
+        trainer.run(
+            [&](index_t done, index_t total, double) {
+                if (done % 200 == 0 || done == total) trainer.save(checkpoint);
+                return bar(done * set.batch * set.context, total * set.batch * set.context);
+            },
+            threads);
+    }
+    nn::LmHost host(model, "ffn_in", threads);
+
+    // ---- 3. The memories: the model's states in each text, with the tokens that followed.
+    Hash64 run_hash; // of everything that the figures depend on
+    for (Text& t : texts) {
+        t.store = remember(t, host, set, file("stores/" + t.name), bpe.hash());
+        t.valid = score_sample(host, t.valid_windows), t.test = score_sample(host, t.test_windows);
+        run_hash.add(t.store->manifest().to_json());
+        for (const WindowBatch* w : {&t.valid_windows, &t.test_windows})
+            run_hash.add(std::as_bytes(std::span(w->inputs)));
+    }
+
+    // ---- 4. Evaluation: k, temperature and lambda are tuned on valid, and test is reported. One search serves every
+    // setting; what an earlier run has found out stands in its report.
+    KnnLmReport report(folder, run_hash.text());
+    const Exact<L2, Threads> exact{set.grid.k.back(), threads};
+    index_t done = 0;
+    for (Progress bar("evaluating"); Text & t : texts) {
+        const auto by = [&](const auto& store) { return KnnLmResults{tune(set.grid, exact, store, t.valid, t.test)}; };
+        t.own_and_controls = report.kept(t.name + " with its own memory", [&] {
+            const Hits valid = exact.retrieve(*t.store, t.valid.queries),
+                       test = exact.retrieve(*t.store, t.test.queries);
+            const auto with = [&](const auto& store) {
+                return KnnLmTuned{sweep(set.grid, valid, store, t.valid.base()),
+                                  sweep(set.grid, test, store, t.test.base())};
+            };
+            const auto shuffled = shuffled_values(*t.store, seed);    // the same retrieval, with nothing to remember
+            const Unigram unigram = Unigram::of(*t.store, set.vocab); // no retrieval
+            return KnnLmResults{
+                with(*t.store),
+                with(WithValues(*t.store, shuffled)),
+                {sweep(set.grid.lambda, unigram, t.valid.base()), sweep(set.grid.lambda, unigram, t.test.base())}};
+        });
+        const Text& stranger = texts[&t == &texts[0] && texts.size() > 1 ? 1 : 0];
+        t.wrong = report.kept(t.name + " with the memory of " + stranger.name, [&] { return by(*stranger.store); })[0];
+        for (const index_t size : set.smaller) {
+            const auto key = format("{} with {} entries of its memory", t.name, size);
+            t.sizes.emplace_back(size, report.kept(key, [&] { return by(FirstEntries(*t.store, size)); })[0]);
+        }
+        t.sizes.emplace_back(t.store->size(), t.own());
+        bar(++done, static_cast<index_t>(texts.size()));
+    }
+
+    // ---- 5. The memory at work, on the first text that the model does not know.
+    Text& t = texts[texts.size() > 1 ? 1 : 0];
+    const auto [k, temperature, lambda] = t.own().setting();
+    KnnLm<std::shared_ptr<const Datastore>, Exact<L2, Threads>> memory(LastHidden{}, t.store, {k, threads},
+                                                                       {{.temperature = temperature}, {lambda}}, {});
+    show_recall(t, bpe, memory);
+
+    const Generation generation{.tokens = set.context / 2, .temperature = 0.5f, .seed = seed};
+    const auto prompt = t.test_windows.input(0).first(static_cast<std::size_t>(set.context / 2));
+    const std::string with = bpe.decode(generate(memory, host, prompt, generation));
+    memory.combiner().lambda.lambda = 0;
+    const std::string without = bpe.decode(generate(memory, host, prompt, generation));
+    print("\n{} goes on after\n...{}\n---- without memory:\n{}\n---- with memory:\n{}\n----\n\n", t.name,
+          bpe.decode(prompt.last(prompt.size() / 2)), without, with);
+
+    const index_t some = std::min<index_t>(800, t.test.size());
+    const Rows queries = Rows(t.test.queries).slice(0, some);
+    const auto alone = std::span(t.test.log_p).first(static_cast<std::size_t>(some));
+    std::vector<float> log_p(alone.begin(), alone.end());
+    memory.read(queries, TargetLogProbs{std::span(t.test.targets).first(alone.size()), log_p}); // lambda is 0 now
+    report.check("lambda 0 is the model alone, bit for bit",
+                 std::memcmp(log_p.data(), alone.data(), alone.size_bytes()) == 0, format("{} tokens", some));
+
+    // ---- 6. An index, for stores that are too large to be scanned.
+    Progress adding("indexing " + t.name, "entries");
+    const auto width = static_cast<int>(threads.count);
+    FaissIndex index = FaissIndex::build(*t.store, {.factory = set.index, .training_rows = 20000, .threads = width},
+                                         file("stores/" + t.name + "/index.faiss"), std::ref(adding));
+    index.k = k, index.threads = width;
+    index.set_nprobe(set.nprobe);
+    const RecallReport recall = recall_report(Rescored<FaissIndex, L2>{index}, memory.retriever(), *t.store, queries);
+    print("{} with {} lists visited finds {:.1f} % of the {} nearest keys.\n", set.index, set.nprobe,
+          100 * recall.recall, k);
+    report.numbers["index"] = {{"factory", set.index}, {"nprobe", set.nprobe}, {"recall", recall.recall}};
+
+    report.finish(texts, bpe, !quick && texts[0].name == "eigen"); // what is known about the standard run must hold
+    return report.passed() ? 0 : 1;
+}
+
+// Eigen trains and the other installed libraries are strangers, unless files are named.
+std::vector<Corpus> read_corpora(Arguments& arguments) {
+    const auto named = [&](std::string_view option) {
+        const std::vector<std::string> names = arguments.list(option);
+        return read_paths({names.begin(), names.end()});
+    };
+    std::vector<TextFile> text = named("--text"), test = named("--test"), other = named("--other");
+    std::vector<Corpus> corpora;
+    if (text.empty()) {
+        std::vector<fs::path> folders;
+        std::istringstream known(MNEMO_INCLUDE_FOLDERS);
+        for (std::string folder; std::getline(known, folder, ':');) folders.emplace_back(folder);
+        corpora = installed_headers(folders);
+        if (corpora[0].name != "eigen") print("No headers of Eigen: {} trains instead.\n", corpora[0].name);
+        if (!other.empty()) corpora.resize(1);
+    } else {
+        corpora.push_back(split_by_name("text", std::move(text), test.empty() ? Shares{} : Shares{92, 8}));
+    }
+    if (!test.empty()) corpora[0].test = std::move(test);
+    if (!other.empty()) corpora.push_back(split_by_name("other", std::move(other)));
+    return corpora;
+}
+
+// The datastore at `path`, filled; what an earlier run has written is not computed again.
+std::shared_ptr<const Datastore> remember(const Text& text, nn::LmHost<Threads>& host, const Settings& set,
+                                          const std::string& path, std::string tokenizer_hash) {
+    const auto tokens =
+        std::span(text.tokens).first(std::min(text.tokens.size(), static_cast<std::size_t>(set.memory)));
+    Fingerprint fingerprint = host.fingerprint(std::move(tokenizer_hash));
+    fingerprint.more["text"] = Hash64().add(std::as_bytes(tokens)).text();
+    const auto open_writer = [&] {
+        try {
+            if (fs::exists(path + "/mnemo.json")) return DatastoreWriter::resume(path, fingerprint);
+        } catch (const Error& e) {
+            print("Remembering {} anew: {}\n", text.name, e.what());
+        }
+        fs::remove_all(path);
+        return DatastoreWriter::create(path, {.host = fingerprint});
+    };
+    DatastoreWriter writer = open_writer();
+    ContextWindows windows({tokens, {}}, {.block_size = set.block, .context = set.block, .batch = {.max_rows = 64}});
+    RemainingWindows remaining(windows, writer.size());
+    Progress bar("remembering " + text.name, "tokens");
+    build_datastore(host, remaining, writer, 0, [&](index_t, index_t total) {
+        if (writer.size() - writer.committed() > 30000) writer.commit(); // an interrupted run goes on from here
+        bar(writer.size(), total);
+    });
+    writer.close();
+    return std::make_shared<const Datastore>(Datastore::open(path, fingerprint));
+}
+
+// The tokens that the memory helped most, and which entries it recalled for them.
+void show_recall(Text& text, const Bpe& bpe, const auto& memory) {
+    const KnnLmSample& all = text.test;
+    const index_t scored = all.size() / text.test_windows.rows; // the last token of each window is looked at
+    Matrix queries(text.test_windows.rows, all.queries.cols);
+    std::vector<std::int32_t> targets;
+    std::vector<float> alone;
+    for (index_t row = 0, i = scored - 1; row < queries.rows; ++row, i += scored) {
+        std::copy_n(all.queries[i].begin(), queries.cols, queries[row].begin());
+        targets.push_back(all.targets[static_cast<std::size_t>(i)]),
+            alone.push_back(all.log_p[static_cast<std::size_t>(i)]);
+    }
+    std::vector<float> log_p = alone;
+    memory.read(Rows(queries), TargetLogProbs{targets, log_p});
+    std::vector<std::size_t> order(targets.size());
+    std::iota(order.begin(), order.end(), std::size_t{0});
+    std::stable_sort(order.begin(), order.end(),
+                     [&](std::size_t a, std::size_t b) { return log_p[a] - alone[a] > log_p[b] - alone[b]; });
+    const Hits hits = memory.recall(Rows(queries));
+    for (const std::size_t i : std::span(order).first(3)) {
+        const auto row = static_cast<index_t>(i);
+        print("\n{}: ...{} -> [{}]   p = {:.4f} without memory, {:.4f} with it, which recalled\n", text.name,
+              one_line(bpe, text.test_windows.input(row).last(12)), one_line(bpe, std::span(targets).subspan(i, 1)),
+              std::exp(double(alone[i])), std::exp(double(log_p[i])));
+        print("{}",
+              explain(neighbours(hits, row, *text.store, memory.combiner().evidence.temperature), *text.store, bpe));
+    }
+}
+
+int main(int argc, char** argv) {
+    std::setvbuf(stdout, nullptr, _IOLBF, 0); // in step with the progress on stderr
+    if (argc > 1 && (argv[1] == std::string_view("--help") || argv[1] == std::string_view("-h"))) {
+        print("{}", kHelp);
+        return 0;
+    }
+    try {
+        Arguments arguments(argc, argv);
+        return run(arguments);
+    } catch (const std::exception& e) {
+        print(stderr, "knn_lm: {}\n", e.what());
+        return 2;
+    }
+}
