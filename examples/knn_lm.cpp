@@ -36,7 +36,8 @@ struct Settings {
     index_t block = 64;                         // keys see 64 to 127 tokens of context
     index_t valid = 100, test = 200;            // excerpts that are scored ...
     index_t scored = 16;                        // ... and tokens of each
-    KnnLmGrid grid{{16, 64, 256}, {0.3f, 1, 3}, {0, .02f, .05f, .1f, .15f, .2f, .25f, .3f, .4f, .5f, .6f, .7f, .8f, .9f}};
+    KnnLmGrid grid{
+        {16, 64, 256}, {0.3f, 1, 3}, {0, .02f, .05f, .1f, .15f, .2f, .25f, .3f, .4f, .5f, .6f, .7f, .8f, .9f}};
     std::string index = FaissBuild::ivfpq(256, 32, 8);
     index_t nprobe = 32;
 };

@@ -18,6 +18,8 @@
 #include <mnemo/kernels/select.hpp>
 #include <mnemo/loss/nll.hpp>
 #include <mnemo/papers/knn_lm.hpp>
+#include <mnemo/papers/knn_lm_explain.hpp>
+#include <mnemo/papers/knn_lm_sample.hpp>
 #include <mnemo/papers/knn_lm_sweep.hpp>
 #include <mnemo/retrieve/any.hpp>
 #include <mnemo/retrieve/both.hpp>

@@ -168,7 +168,11 @@ TEST_CASE("executors run every task once, for any number of threads, and rethrow
             ++runs[static_cast<std::size_t>(i)];
         });
         CHECK(runs == std::vector<int>(100, 1));
-        CHECK_THROWS_AS(Threads{threads}.run(10, [](index_t i, index_t) { if (i == 7) fail("task"); }), Error);
+        CHECK_THROWS_AS(Threads{threads}.run(10,
+                                             [](index_t i, index_t) {
+                                                 if (i == 7) fail("task");
+                                             }),
+                        Error);
         Threads{threads}.run(0, [](index_t, index_t) { FAIL("no task, no call"); });
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// interchange FOLDER: a datastore, its reference form and an index of it, for read.py to look at with NumPy and Python's
-// faiss. What it should find is printed as JSON.
+// interchange FOLDER: a datastore, its reference form and an index of it, for read.py to look at with NumPy and
+// Python's faiss. What it should find is printed as JSON.
 #include <mnemo/faiss/index.hpp>
 #include <mnemo/io/datastore.hpp>
 #include <mnemo/mnemo.hpp>
@@ -35,15 +35,15 @@ int main(int count, char** arguments) {
     const Rows queries = Rows(keys).slice(0, 5);
     const Hits hits = index.retrieve(store, queries);
     std::printf("{\"rows\": %d, \"d\": %d, \"k\": %d, \"value_sum\": %lld, \"scores\": [", static_cast<int>(rows),
-                static_cast<int>(d), static_cast<int>(k),
-                [&] {
+                static_cast<int>(d), static_cast<int>(k), [&] {
                     long long sum = 0;
                     for (const std::int32_t v : values) sum += v;
                     return sum;
                 }());
     for (index_t i = 0; i < 5; ++i)
         for (index_t j = 0; j < k; ++j)
-            std::printf("%s%.9g", i + j == 0 ? "" : ", ", static_cast<double>(hits.scores(i)[static_cast<std::size_t>(j)]));
+            std::printf("%s%.9g", i + j == 0 ? "" : ", ",
+                        static_cast<double>(hits.scores(i)[static_cast<std::size_t>(j)]));
     std::printf("]}\n");
     return 0;
 }

@@ -581,7 +581,9 @@ TEST_CASE("a full disk is one Error, and the committed rows stay") {
         // The file cannot grow beyond this limit, as if the disk were full.
         struct rlimit before {};
         ::getrlimit(RLIMIT_FSIZE, &before);
-        const struct rlimit limit { 1'000'000, before.rlim_max };
+        const struct rlimit limit {
+            1'000'000, before.rlim_max
+        };
         const auto handler = std::signal(SIGXFSZ, SIG_IGN);
         ::setrlimit(RLIMIT_FSIZE, &limit);
         const std::string message = error_of([&] { writer.append(data.keys, data.values); });
@@ -608,7 +610,9 @@ TEST_CASE("a full disk leaves edits and their log whole") {
     store.replace(1, data.keys[0], 7);
     struct rlimit before {};
     ::getrlimit(RLIMIT_FSIZE, &before);
-    const struct rlimit limit { 1000, before.rlim_max };
+    const struct rlimit limit {
+        1000, before.rlim_max
+    };
     const auto handler = std::signal(SIGXFSZ, SIG_IGN);
     ::setrlimit(RLIMIT_FSIZE, &limit);
     const std::string message = error_of([&] { store.replace(2, data.keys[0], 8); });

@@ -22,18 +22,19 @@ struct Fixed {
 
 /// Evidence about one token: `log_prob(reading, row, token)` returns float, or std::optional<float> if a row may have
 /// no opinion.
-template <class E, class ReadingT> concept TargetEvidence = requires(const E& e, const ReadingT& m) {
+template <class E, class ReadingT>
+concept TargetEvidence = requires(const E& e, const ReadingT& m) {
     { e.log_prob(m, index_t{}, std::int32_t{}) } -> std::convertible_to<std::optional<float>>;
 };
 /// Evidence about few tokens: `votes(reading, row, scratch)`, empty if a row has no opinion.
-template <class E, class ReadingT> concept SparseEvidence = requires(const E& e, const ReadingT& m) {
+template <class E, class ReadingT>
+concept SparseEvidence = requires(const E& e, const ReadingT& m) {
     { e.votes(m, index_t{}, e.scratch(m)) } -> std::convertible_to<TokenLogProbs>;
 };
 /// Evidence about every token: `log_probs(reading, row, out)` fills out [vocab]; a head over recalled vectors.
 template <class E, class ReadingT>
-concept DenseEvidence = requires(const E& e, const ReadingT& m, std::span<float> out) {
-    e.log_probs(m, index_t{}, out);
-};
+concept DenseEvidence =
+    requires(const E& e, const ReadingT& m, std::span<float> out) { e.log_probs(m, index_t{}, out); };
 
 /// log((1 - lambda) p_host + lambda p_memory). kNN-LM: Interpolate<TokenVotes>, equation 3.
 ///
@@ -77,8 +78,8 @@ template <class Evidence, class Lambda = Fixed, Executor X = Serial> struct Inte
         combine_rows<false>(log_probs, log_probs, reading);
     }
     template <class Base, class ReadingT>
-        requires(SparseEvidence<Evidence, ReadingT> || DenseEvidence<Evidence, ReadingT>)
-    &&requires(Base& b) { MutRows(b.log_probs); }
+        requires(SparseEvidence<Evidence, ReadingT> || DenseEvidence<Evidence, ReadingT>) &&
+                requires(Base& b) { MutRows(b.log_probs); }
     void combine(Base& base, const ReadingT& reading) const {
         combine_rows<false>(base, MutRows(base.log_probs), reading);
     }
@@ -87,9 +88,11 @@ template <class Evidence, class Lambda = Fixed, Executor X = Serial> struct Inte
     /// log-sum-exp Z; then only the tokens that the memory knows change, up to a constant that a softmax ignores:
     /// logit_v <- log(exp(logit_v) + exp(Z) lambda / (1 - lambda) p_memory(v)).
     template <class Base, class ReadingT>
-        requires(SparseEvidence<Evidence, ReadingT> || DenseEvidence<Evidence, ReadingT>)
-    &&requires(Base& b) { MutRows(b.logits); }
-    void combine(Base& base, const ReadingT& reading) const { combine_rows<true>(base, MutRows(base.logits), reading); }
+        requires(SparseEvidence<Evidence, ReadingT> || DenseEvidence<Evidence, ReadingT>) &&
+                requires(Base& b) { MutRows(b.logits); }
+    void combine(Base& base, const ReadingT& reading) const {
+        combine_rows<true>(base, MutRows(base.logits), reading);
+    }
 
     /// The memory's own distributions as lists, with their weights.
     template <class ReadingT>

@@ -59,19 +59,18 @@ concept WritableStoreFor =
 
 /// ... that is edited in place.
 template <class S>
-concept EditableStore = AssociativeStore<S> &&
-                        requires(S& s, index_t id, std::span<const float> key, const typename S::value_type& value) {
-                            s.replace(id, key, value);
-                            s.erase(id);
-                        };
+concept EditableStore =
+    AssociativeStore<S> && requires(S& s, index_t id, std::span<const float> key, const typename S::value_type& value) {
+        s.replace(id, key, value);
+        s.erase(id);
+    };
 
 /// A store that is a function of the query: a low-rank adapter, any learned associative map.
 template <class S, class Queries>
 concept ParametricStoreFor = MemoryStore<S> && requires(const S& s, const Queries& q) { s.recite(q); };
 
 /// A store whose entries predict a token.
-template <class S>
-concept TokenValued = AssociativeStore<S> && std::integral<typename S::value_type>;
+template <class S> concept TokenValued = AssociativeStore<S> && std::integral<typename S::value_type>;
 
 namespace archetype {
 /// The least a KeyedStore offers; used in concepts only, never called.
@@ -88,12 +87,10 @@ struct Store {
 
 template <class E, class States>
 concept KeyExtractorFor = requires(const E& e, const States& states) { e.queries(states); };
-template <class E>
-concept KeyExtractor = KeyExtractorFor<E, Rows>;
+template <class E> concept KeyExtractor = KeyExtractorFor<E, Rows>;
 
 /// ... and -> keys, when the memory is written through the same Memory.
-template <class E, class States>
-concept KeyWriterFor = requires(const E& e, const States& states) { e.keys(states); };
+template <class E, class States> concept KeyWriterFor = requires(const E& e, const States& states) { e.keys(states); };
 
 // ---- Retriever: (store, queries) -> Recall. Const, so that one memory serves many threads. ----
 
@@ -101,14 +98,13 @@ template <class R, class Store, class Queries>
 concept RetrieverFor = MemoryStore<Store> && requires(const R& r, const Store& store, const Queries& queries) {
     { r.retrieve(store, queries) } -> Recall;
 };
-template <class R>
-concept Retriever = RetrieverFor<R, archetype::Store, Rows>;
+template <class R> concept Retriever = RetrieverFor<R, archetype::Store, Rows>;
 
 template <class E, class States>
 using queries_t = std::remove_cvref_t<decltype(std::declval<const E&>().queries(std::declval<const States&>()))>;
 template <class R, class S, class Q>
-using recall_t =
-    std::remove_cvref_t<decltype(std::declval<const R&>().retrieve(std::declval<const S&>(), std::declval<const Q&>()))>;
+using recall_t = std::remove_cvref_t<decltype(std::declval<const R&>().retrieve(std::declval<const S&>(),
+                                                                                std::declval<const Q&>()))>;
 
 /// Optional: a retriever that refills an earlier answer instead of allocating a new one.
 template <class R, class Store, class Queries>
@@ -143,8 +139,7 @@ template <class Q, class R, class S> Reading(const Q&, const R&, const S&, Arena
 /// log-probabilities, scores of targets, hidden rows.
 template <class C, class Base, class ReadingT>
 concept CombinerFor = requires(const C& c, Base& base, const ReadingT& reading) { c.combine(base, reading); };
-template <class C>
-concept Combiner = CombinerFor<C, MutRows, Reading<Rows, Hits, archetype::Store>>;
+template <class C> concept Combiner = CombinerFor<C, MutRows, Reading<Rows, Hits, archetype::Store>>;
 
 // ---- Loss: a scalar from the same Base (targets included) and Reading. ----
 

@@ -38,9 +38,12 @@ struct KeyRows {
 
     decltype(auto) visit(auto&& f) const {
         switch (type) {
-        case KeyType::float16: return f(as<half>());
-        case KeyType::bfloat16: return f(as<bfloat16>());
-        case KeyType::float32: break;
+        case KeyType::float16:
+            return f(as<half>());
+        case KeyType::bfloat16:
+            return f(as<bfloat16>());
+        case KeyType::float32:
+            break;
         }
         return f(as<float>());
     }

@@ -43,8 +43,7 @@ concept AssociativeRecall = Recall<R> && requires(const R& r, index_t row) { r.v
 
 /// Recalled entries whose scores are computed while they are visited, a tile of rows x entries at a time: f(first_row,
 /// first_id, scores), invisible scores are -inf. What in-batch memory needs, so that no [rows, entries] matrix exists.
-template <class R>
-concept TiledRecall = Recall<R> && requires(const R& r) { r.visit_tiles(archetype::Tile{}); };
+template <class R> concept TiledRecall = Recall<R> && requires(const R& r) { r.visit_tiles(archetype::Tile{}); };
 
 /// Recalled vectors: a parametric memory answers each query with one vector.
 template <class R>

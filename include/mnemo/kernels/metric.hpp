@@ -30,7 +30,8 @@ struct Cosine {
 };
 
 /// One of the three tags.
-template <class M> concept MetricTag = requires {
+template <class M>
+concept MetricTag = requires {
     { M::metric } -> std::convertible_to<Metric>;
 };
 

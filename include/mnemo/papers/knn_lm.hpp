@@ -68,20 +68,24 @@ struct DecodedToken {
 };
 
 /// A host whose states fill a datastore: `keys(batch)` gives [scored, d].
-template <class H> concept KeyHost = requires(H& host, const WindowBatch& batch) {
+template <class H>
+concept KeyHost = requires(H& host, const WindowBatch& batch) {
     { host.keys(batch) } -> std::convertible_to<Rows>;
 };
 /// ... that scores text: `score(batch)`.
-template <class H> concept ScoringHost = requires(H& host, const WindowBatch& batch) {
+template <class H>
+concept ScoringHost = requires(H& host, const WindowBatch& batch) {
     { host.score(batch) } -> std::convertible_to<ScoredTokens>;
 };
 /// ... that writes text: `reset()`, then `step(token)` for each token of the prompt and of the continuation.
-template <class H> concept DecodingHost = requires(H& host, std::int32_t token) {
+template <class H>
+concept DecodingHost = requires(H& host, std::int32_t token) {
     host.reset();
     { host.step(token) } -> std::convertible_to<DecodedToken>;
 };
 /// Batches of a text, one after another: ContextWindows, or anything else that cuts.
-template <class W> concept WindowSource = requires(W& windows, WindowBatch& batch) {
+template <class W>
+concept WindowSource = requires(W& windows, WindowBatch& batch) {
     { windows.next(batch) } -> std::convertible_to<bool>;
     { windows.tokens() } -> std::convertible_to<index_t>;
 };
@@ -106,28 +110,28 @@ struct BuiltDatastore {
 /// other.
 template <KeyHost H, WindowSource W, class StoreT, ProgressReport P = NoProgress>
     requires WritableStoreFor<StoreT, Rows, std::span<const std::int32_t>>
-        BuiltDatastore build_datastore(H& host, W& windows, StoreT& store, index_t min_context, P&& progress = {}) {
-        BuiltDatastore built;
-        WindowBatch batch;
-        while (windows.next(batch)) {
-            const index_t scored = batch.scored(), before = built.written;
-            Rows keys;
-            for (index_t row = 0, at = 0; row < batch.rows; ++row) {
-                const auto values = batch.scored_targets(row);
-                const auto n = static_cast<index_t>(values.size());
-                if (batch.start[static_cast<std::size_t>(row)] >= min_context) {
-                    if (keys.rows == 0) keys = host.keys(batch); // not asked where nothing is written
-                    expect_equal("build_datastore: keys of a batch", keys.rows, scored);
-                    store.append(keys.slice(at, n), values);
-                    built.written += n;
-                }
-                at += n;
+BuiltDatastore build_datastore(H& host, W& windows, StoreT& store, index_t min_context, P&& progress = {}) {
+    BuiltDatastore built;
+    WindowBatch batch;
+    while (windows.next(batch)) {
+        const index_t scored = batch.scored(), before = built.written;
+        Rows keys;
+        for (index_t row = 0, at = 0; row < batch.rows; ++row) {
+            const auto values = batch.scored_targets(row);
+            const auto n = static_cast<index_t>(values.size());
+            if (batch.start[static_cast<std::size_t>(row)] >= min_context) {
+                if (keys.rows == 0) keys = host.keys(batch); // not asked where nothing is written
+                expect_equal("build_datastore: keys of a batch", keys.rows, scored);
+                store.append(keys.slice(at, n), values);
+                built.written += n;
             }
-            built.skipped += scored - (built.written - before);
-            progress(built.written + built.skipped, static_cast<index_t>(windows.tokens()));
+            at += n;
         }
-        return built;
+        built.skipped += scored - (built.written - before);
+        progress(built.written + built.skipped, static_cast<index_t>(windows.tokens()));
     }
+    return built;
+}
 template <KeyHost H, class StoreT, ProgressReport P = NoProgress>
 BuiltDatastore build_datastore(H& host, ContextWindows& windows, StoreT& store, P&& progress = {}) {
     return build_datastore(host, windows, store, windows.options().context, progress);

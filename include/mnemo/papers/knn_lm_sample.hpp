@@ -38,10 +38,10 @@ template <ScoringHost H> KnnLmSample score_sample(H& host, const WindowBatch& wi
 /// Settings tuned on one sample and judged on another, from one search of each; `retriever` must find the grid's
 /// largest k.
 template <class R, TokenValued S>
-    requires RetrieverFor<R, S, Rows> KnnLmTuned tune(const KnnLmGrid& grid, const R& retriever, const S& store,
-                                                      KnnLmSample& valid, KnnLmSample& test) {
-        return {sweep(grid, retriever.retrieve(store, Rows(valid.queries)), store, valid.base()),
-                sweep(grid, retriever.retrieve(store, Rows(test.queries)), store, test.base())};
-    }
+    requires RetrieverFor<R, S, Rows>
+KnnLmTuned tune(const KnnLmGrid& grid, const R& retriever, const S& store, KnnLmSample& valid, KnnLmSample& test) {
+    return {sweep(grid, retriever.retrieve(store, Rows(valid.queries)), store, valid.base()),
+            sweep(grid, retriever.retrieve(store, Rows(test.queries)), store, test.base())};
+}
 
 } // namespace mnemo

@@ -15,14 +15,14 @@ template <class FirstT, class SecondT> struct RetrieveBoth {
 
     template <class A, class B, class Queries>
         requires RetrieverFor<FirstT, typename Both<A, B>::first_type, Queries> &&
-            RetrieverFor<SecondT, typename Both<A, B>::second_type, Queries>
+                 RetrieverFor<SecondT, typename Both<A, B>::second_type, Queries>
     auto retrieve(const Both<A, B>& store, const Queries& queries) const {
         return JoinedHits{first.retrieve(store.first(), queries), second.retrieve(store.second(), queries),
                           index_t{store.first().size()}};
     }
     template <class A, class B, class Queries, class FirstRecall, class SecondRecall>
         requires RetrieverFor<FirstT, typename Both<A, B>::first_type, Queries> &&
-            RetrieverFor<SecondT, typename Both<A, B>::second_type, Queries>
+                 RetrieverFor<SecondT, typename Both<A, B>::second_type, Queries>
     auto retrieve(const Both<A, B>& store, const Queries& queries, JoinedHits<FirstRecall, SecondRecall> spare) const {
         spare.first = retrieve_into(first, store.first(), queries, std::move(spare.first));
         spare.second = retrieve_into(second, store.second(), queries, std::move(spare.second));

@@ -9,7 +9,9 @@ namespace mnemo {
 struct Recite {
     template <class S, class Queries>
         requires ParametricStoreFor<S, Queries>
-    auto retrieve(const S& store, const Queries& queries) const { return store.recite(queries); }
+    auto retrieve(const S& store, const Queries& queries) const {
+        return store.recite(queries);
+    }
 };
 
 } // namespace mnemo

@@ -19,11 +19,13 @@ template <class RetrieverT, MetricTag MetricT, Executor X = Serial> struct Resco
     [[no_unique_address]] X executor{};
 
     template <KeyedStore S>
-        requires RetrieverFor<RetrieverT, S, Rows> Hits retrieve(const S& store, Rows queries)
-    const { return retrieve(store, queries, Hits{}); }
+        requires RetrieverFor<RetrieverT, S, Rows>
+    Hits retrieve(const S& store, Rows queries) const {
+        return retrieve(store, queries, Hits{});
+    }
     template <KeyedStore S>
-        requires RetrieverFor<RetrieverT, S, Rows> Hits retrieve(const S& store, Rows queries, Hits hits)
-    const {
+        requires RetrieverFor<RetrieverT, S, Rows>
+    Hits retrieve(const S& store, Rows queries, Hits hits) const {
         if constexpr (std::same_as<recall_t<RetrieverT, S, Rows>, Hits>) {
             hits = retrieve_into(inner, store, queries, std::move(hits));
         } else {

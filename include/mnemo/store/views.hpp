@@ -20,12 +20,18 @@ template <AssociativeStore S> class FirstEntries {
     index_t key_dim() const { return store_->key_dim(); }
     index_t size() const { return std::min(count_, static_cast<index_t>(store_->size())); }
     value_type value(index_t id) const { return store_->value(id); }
-    KeyRows keys() const requires KeyedStore<S> {
+    KeyRows keys() const
+        requires KeyedStore<S>
+    {
         KeyRows rows = store_->keys();
         rows.rows = std::min(rows.rows, size());
         return rows;
     }
-    IdSet erased() const requires MarksErased<S> { return store_->erased(); }
+    IdSet erased() const
+        requires MarksErased<S>
+    {
+        return store_->erased();
+    }
 
   private:
     const S* store_;
@@ -45,8 +51,16 @@ template <AssociativeStore S> class WithValues {
     index_t key_dim() const { return store_->key_dim(); }
     index_t size() const { return store_->size(); }
     value_type value(index_t id) const { return values_[static_cast<std::size_t>(id)]; }
-    KeyRows keys() const requires KeyedStore<S> { return store_->keys(); }
-    IdSet erased() const requires MarksErased<S> { return store_->erased(); }
+    KeyRows keys() const
+        requires KeyedStore<S>
+    {
+        return store_->keys();
+    }
+    IdSet erased() const
+        requires MarksErased<S>
+    {
+        return store_->erased();
+    }
 
   private:
     const S* store_;
