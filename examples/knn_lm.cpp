@@ -4,26 +4,19 @@
 // stays in the output folder: a second run loads it, an interrupted one goes on.
 #include "knn_lm_report.hpp"
 
-#include <mnemo/app/arguments.hpp>
 #include <mnemo/app/progress.hpp>
 #include <mnemo/faiss/index.hpp>
-#include <mnemo/nn/lm_host.hpp>
 #include <mnemo/nn/train.hpp>
-#include <mnemo/papers/knn_lm_explain.hpp>
 #include <mnemo/retrieve/recall_report.hpp>
-#include <mnemo/text/corpus.hpp>
 #include <mnemo/text/excerpts.hpp>
-#include <mnemo/text/remaining.hpp>
 
 #include <cstring>
-#include <numeric>
-#include <sstream>
 
 constexpr const char* kHelp = R"(knn_lm [FOLDER] [OPTIONS]   everything is kept in FOLDER (default: knn_lm.out)
   --text PATH...   files or folders to train on, instead of Eigen's headers
   --test PATH...   files to evaluate that text on, instead of a part of it
   --other PATH...  another domain's text, instead of the headers of LibTorch, FAISS and libstdc++
-  --threads N      default: all cores
+  --threads N      default: OMP_NUM_THREADS, or all cores
   --seed N         of the first weights and of training; default: 1
   --quick          a tiny model in seconds, to see that everything works
 For example: knn_lm wiki --text wiki.valid.tokens --test wiki.test.tokens
@@ -42,11 +35,6 @@ struct Settings {
     index_t nprobe = 32;
 };
 
-std::vector<Corpus> read_corpora(Arguments& arguments);
-std::shared_ptr<const Datastore> remember(const Text& text, nn::LmHost<Threads>& host, const Settings& set,
-                                          const std::string& path, std::string tokenizer_hash);
-void show_recall(Text& text, const Bpe& bpe, const auto& memory);
-
 int run(Arguments& arguments) {
     Settings set;
     const bool quick = arguments.flag("--quick");
@@ -55,8 +43,7 @@ int run(Arguments& arguments) {
         set.memory = 4000, set.smaller = {500, 2000}, set.valid = 10, set.test = 20;
         set.index = FaissBuild::ivfpq(8, 8, 4);
     }
-    const auto cores = static_cast<index_t>(std::max(1u, std::thread::hardware_concurrency()));
-    const Threads threads{arguments.number("--threads", cores)};
+    const Threads threads{arguments.number("--threads", omp_get_max_threads())}; // OMP_NUM_THREADS, or all cores
     const auto seed = static_cast<std::uint64_t>(arguments.number("--seed", 1));
     const fs::path folder = arguments.positional(0, "knn_lm.out");
     const auto file = [&](const std::string& name) { return (folder / name).string(); };
@@ -117,7 +104,7 @@ int run(Arguments& arguments) {
     // ---- 3. The memories: the model's states in each text, with the tokens that followed.
     Hash64 run_hash; // of everything that the figures depend on
     for (Text& t : texts) {
-        t.store = remember(t, host, set, file("stores/" + t.name), bpe.hash());
+        t.store = remember(t, host, set.memory, set.block, file("stores/" + t.name), bpe.hash());
         t.valid = score_sample(host, t.valid_windows), t.test = score_sample(host, t.test_windows);
         run_hash.add(t.store->manifest().to_json());
         for (const WindowBatch* w : {&t.valid_windows, &t.test_windows})
@@ -192,86 +179,6 @@ int run(Arguments& arguments) {
 
     report.finish(texts, bpe, !quick && texts[0].name == "eigen"); // what is known about the standard run must hold
     return report.passed() ? 0 : 1;
-}
-
-// Eigen trains and the other installed libraries are strangers, unless files are named.
-std::vector<Corpus> read_corpora(Arguments& arguments) {
-    const auto named = [&](std::string_view option) {
-        const std::vector<std::string> names = arguments.list(option);
-        return read_paths({names.begin(), names.end()});
-    };
-    std::vector<TextFile> text = named("--text"), test = named("--test"), other = named("--other");
-    std::vector<Corpus> corpora;
-    if (text.empty()) {
-        std::vector<fs::path> folders;
-        std::istringstream known(MNEMO_INCLUDE_FOLDERS);
-        for (std::string folder; std::getline(known, folder, ':');) folders.emplace_back(folder);
-        corpora = installed_headers(folders);
-        if (corpora[0].name != "eigen") print("No headers of Eigen: {} trains instead.\n", corpora[0].name);
-        if (!other.empty()) corpora.resize(1);
-    } else {
-        corpora.push_back(split_by_name("text", std::move(text), test.empty() ? Shares{} : Shares{92, 8}));
-    }
-    if (!test.empty()) corpora[0].test = std::move(test);
-    if (!other.empty()) corpora.push_back(split_by_name("other", std::move(other)));
-    return corpora;
-}
-
-// The datastore at `path`, filled; what an earlier run has written is not computed again.
-std::shared_ptr<const Datastore> remember(const Text& text, nn::LmHost<Threads>& host, const Settings& set,
-                                          const std::string& path, std::string tokenizer_hash) {
-    const auto tokens =
-        std::span(text.tokens).first(std::min(text.tokens.size(), static_cast<std::size_t>(set.memory)));
-    Fingerprint fingerprint = host.fingerprint(std::move(tokenizer_hash));
-    fingerprint.more["text"] = Hash64().add(std::as_bytes(tokens)).text();
-    const auto open_writer = [&] {
-        try {
-            if (fs::exists(path + "/mnemo.json")) return DatastoreWriter::resume(path, fingerprint);
-        } catch (const Error& e) {
-            print("Remembering {} anew: {}\n", text.name, e.what());
-        }
-        fs::remove_all(path);
-        return DatastoreWriter::create(path, {.host = fingerprint});
-    };
-    DatastoreWriter writer = open_writer();
-    ContextWindows windows({tokens, {}}, {.block_size = set.block, .context = set.block, .batch = {.max_rows = 64}});
-    RemainingWindows remaining(windows, writer.size());
-    Progress bar("remembering " + text.name, "tokens");
-    build_datastore(host, remaining, writer, 0, [&](index_t, index_t total) {
-        if (writer.size() - writer.committed() > 30000) writer.commit(); // an interrupted run goes on from here
-        bar(writer.size(), total);
-    });
-    writer.close();
-    return std::make_shared<const Datastore>(Datastore::open(path, fingerprint));
-}
-
-// The tokens that the memory helped most, and which entries it recalled for them.
-void show_recall(Text& text, const Bpe& bpe, const auto& memory) {
-    const KnnLmSample& all = text.test;
-    const index_t scored = all.size() / text.test_windows.rows; // the last token of each window is looked at
-    Matrix queries(text.test_windows.rows, all.queries.cols);
-    std::vector<std::int32_t> targets;
-    std::vector<float> alone;
-    for (index_t row = 0, i = scored - 1; row < queries.rows; ++row, i += scored) {
-        std::copy_n(all.queries[i].begin(), queries.cols, queries[row].begin());
-        targets.push_back(all.targets[static_cast<std::size_t>(i)]),
-            alone.push_back(all.log_p[static_cast<std::size_t>(i)]);
-    }
-    std::vector<float> log_p = alone;
-    memory.read(Rows(queries), TargetLogProbs{targets, log_p});
-    std::vector<std::size_t> order(targets.size());
-    std::iota(order.begin(), order.end(), std::size_t{0});
-    std::stable_sort(order.begin(), order.end(),
-                     [&](std::size_t a, std::size_t b) { return log_p[a] - alone[a] > log_p[b] - alone[b]; });
-    const Hits hits = memory.recall(Rows(queries));
-    for (const std::size_t i : std::span(order).first(3)) {
-        const auto row = static_cast<index_t>(i);
-        print("\n{}: ...{} -> [{}]   p = {:.4f} without memory, {:.4f} with it, which recalled\n", text.name,
-              one_line(bpe, text.test_windows.input(row).last(12)), one_line(bpe, std::span(targets).subspan(i, 1)),
-              std::exp(double(alone[i])), std::exp(double(log_p[i])));
-        print("{}",
-              explain(neighbours(hits, row, *text.store, memory.combiner().evidence.temperature), *text.store, bpe));
-    }
 }
 
 int main(int argc, char** argv) {

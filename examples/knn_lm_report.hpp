@@ -2,41 +2,15 @@
 #pragma once
 
 // What examples/knn_lm.cpp found out: kept between runs, as a table, as plots, and as checks.
+#include "knn_lm_text.hpp"
+
 #include <mnemo/app/report.hpp>
 #include <mnemo/app/svg.hpp>
 #include <mnemo/app/table.hpp>
-#include <mnemo/io/datastore.hpp>
-#include <mnemo/mnemo.hpp>
-#include <mnemo/papers/knn_lm_sample.hpp>
 
 #include <filesystem>
 
-using namespace mnemo;
-namespace fs = std::filesystem;
-using fmt::format, fmt::print;
 using json = nlohmann::ordered_json;
-
-using KnnLmResults = std::vector<KnnLmTuned>;
-
-// A domain: its tokens, held-out text as the model saw it, its memory, and what was found out.
-struct Text {
-    std::string name;
-    std::vector<std::int32_t> tokens;
-    WindowBatch valid_windows, test_windows;
-    KnnLmSample valid{}, test{};
-    std::shared_ptr<const Datastore> store{};
-
-    KnnLmResults own_and_controls{}; // its own memory; with shuffled values; its unigram
-    KnnLmTuned wrong{};              // another domain's memory
-    std::vector<std::pair<index_t, KnnLmTuned>> sizes{};
-
-    const KnnLmTuned& own() const { return own_and_controls[0]; }
-    const KnnLmTuned& shuffled() const { return own_and_controls[1]; }
-    const KnnLmTuned& unigram() const { return own_and_controls[2]; }
-    double alone() const { return own().test.at(0, 0, 0); } // lambda 0
-    double gain(double perplexity) const { return 100 * (perplexity / alone() - 1); }
-    double gain(const KnnLmTuned& t) const { return gain(t.perplexity()); }
-};
 
 class KnnLmReport : public Report {
   public:
