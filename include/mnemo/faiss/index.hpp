@@ -3,6 +3,7 @@
 
 #include <mnemo/core/concepts.hpp>
 #include <mnemo/core/error.hpp>
+#include <mnemo/faiss/ivfpq.hpp>
 #include <mnemo/io/file.hpp>
 #include <mnemo/kernels/score.hpp>
 
@@ -281,8 +282,8 @@ class FaissIndex {
     void search(Rows queries, IdSet erased, Hits& hits) const {
         const auto width = static_cast<std::size_t>(queries.cols);
         const float* rows = queries.data;
+        hits.scratch().reset();
         if (metric_ == Metric::cosine || queries.stride != queries.cols) {
-            hits.scratch().reset();
             const auto copy = hits.scratch().take<float>(static_cast<std::size_t>(queries.rows) * width);
             for (index_t i = 0; i < queries.rows; ++i) {
                 const auto row = copy.subspan(static_cast<std::size_t>(i) * width, width);
@@ -292,19 +293,25 @@ class FaissIndex {
             rows = copy.data();
         }
         const index_t found = std::min(k, size());
+        const ::faiss::IndexIVFPQ* ours = detail::searchable_ivfpq(*index_);
         {
-            // The rows of resized hits lie one after another, as FAISS writes them.
             const detail::OmpThreads omp(threads);
             detail::with_faiss(name_, [&] {
-                index_->search(queries.rows, rows, found, hits.room_for_scores(0).data(), hits.room_for_ids(0).data());
+                if (ours)
+                    detail::search_ivfpq(*ours, {rows, queries.rows, queries.cols}, static_cast<std::size_t>(found),
+                                         hits);
+                else // the rows of resized hits lie one after another, as FAISS writes them
+                    index_->search(queries.rows, rows, found, hits.room_for_scores(0).data(),
+                                   hits.room_for_ids(0).data());
             });
         }
         for (index_t row = 0; row < queries.rows; ++row) {
             const auto ids = hits.room_for_ids(row);
             const auto scores = hits.room_for_scores(row);
+            const std::size_t filled = ours ? hits.ids(row).size() : ids.size();
             std::size_t n = 0;
-            for (std::size_t j = 0; j < ids.size(); ++j) {
-                const float score = metric_ == Metric::l2 ? 0.0f - scores[j] : scores[j];
+            for (std::size_t j = 0; j < filled; ++j) {
+                const float score = metric_ == Metric::l2 && !ours ? 0.0f - scores[j] : scores[j];
                 if (ids[j] < 0 || erased.contains(ids[j]) || !(score >= std::numeric_limits<float>::lowest())) continue;
                 ids[n] = ids[j];
                 scores[n++] = score;
