@@ -14,11 +14,19 @@
 
 using namespace mnemo;
 
-// The whole test program counts its allocations.
+// The whole test program counts its allocations, except under sanitizers, which bring their own operator new.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define MNEMO_SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define MNEMO_SANITIZED 1
+#endif
+#endif
 namespace {
 std::atomic<long> allocations{0};
 }
 long allocations_so_far() { return allocations; }
+#ifndef MNEMO_SANITIZED
 void* operator new(std::size_t n) {
     ++allocations;
     if (void* p = std::malloc(n ? n : 1)) return p;
@@ -26,6 +34,7 @@ void* operator new(std::size_t n) {
 }
 void operator delete(void* p) noexcept { std::free(p); }
 void operator delete(void* p, std::size_t) noexcept { std::free(p); }
+#endif
 
 namespace {
 /// The last k entries, into the buffers of the step before.
