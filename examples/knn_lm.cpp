@@ -67,9 +67,9 @@ int run(Arguments& arguments) {
         };
         texts.push_back(
             {corpus.name, tokens(corpus.train), sample(corpus.valid, set.valid), sample(corpus.test, set.test)});
-        print("{:<10} {:>6} tokens to learn or remember; {} + {} + {} documents\n", corpus.name,
-              short_count(double(texts.back().tokens.size())), corpus.train.size(), corpus.valid.size(),
-              corpus.test.size());
+        fmt::print("{:<10} {:>6} tokens to learn or remember; {} + {} + {} documents\n", corpus.name,
+                   short_count(double(texts.back().tokens.size())), corpus.train.size(), corpus.valid.size(),
+                   corpus.test.size());
     }
 
     // ---- 2. The model, from scratch. To load it is to go on with a training that has ended.
@@ -88,7 +88,7 @@ int run(Arguments& arguments) {
     try {
         if (fs::exists(checkpoint)) trainer.resume(checkpoint);
     } catch (const Error& e) {
-        print("Training anew: {}\n", e.what());
+        fmt::print("Training anew: {}\n", e.what());
     }
     if (trainer.done() < set.steps) {
         Progress bar("training on " + texts[0].name, "tokens");
@@ -135,7 +135,7 @@ int run(Arguments& arguments) {
         const Text& stranger = texts[&t == &texts[0] && texts.size() > 1 ? 1 : 0];
         t.wrong = report.kept(t.name + " with the memory of " + stranger.name, [&] { return by(*stranger.store); })[0];
         for (const index_t size : set.smaller) {
-            const auto key = format("{} with {} entries of its memory", t.name, size);
+            const auto key = fmt::format("{} with {} entries of its memory", t.name, size);
             t.sizes.emplace_back(size, report.kept(key, [&] { return by(FirstEntries(*t.store, size)); })[0]);
         }
         t.sizes.emplace_back(t.store->size(), t.own());
@@ -154,8 +154,8 @@ int run(Arguments& arguments) {
     const std::string with = bpe.decode(generate(memory, host, prompt, generation));
     memory.combiner().lambda.lambda = 0;
     const std::string without = bpe.decode(generate(memory, host, prompt, generation));
-    print("\n{} goes on after\n...{}\n---- without memory:\n{}\n---- with memory:\n{}\n----\n\n", t.name,
-          bpe.decode(prompt.last(prompt.size() / 2)), without, with);
+    fmt::print("\n{} goes on after\n...{}\n---- without memory:\n{}\n---- with memory:\n{}\n----\n\n", t.name,
+               bpe.decode(prompt.last(prompt.size() / 2)), without, with);
 
     const index_t some = std::min<index_t>(800, t.test.size());
     const Rows queries = Rows(t.test.queries).slice(0, some);
@@ -163,7 +163,7 @@ int run(Arguments& arguments) {
     std::vector<float> log_p(alone.begin(), alone.end());
     memory.read(queries, TargetLogProbs{std::span(t.test.targets).first(alone.size()), log_p}); // lambda is 0 now
     report.check("lambda 0 is the model alone, bit for bit",
-                 std::memcmp(log_p.data(), alone.data(), alone.size_bytes()) == 0, format("{} tokens", some));
+                 std::memcmp(log_p.data(), alone.data(), alone.size_bytes()) == 0, fmt::format("{} tokens", some));
 
     // ---- 6. An index, for stores that are too large to be scanned.
     Progress adding("indexing " + t.name, "entries");
@@ -173,8 +173,8 @@ int run(Arguments& arguments) {
     index.k = k, index.threads = width;
     index.set_nprobe(set.nprobe);
     const RecallReport recall = recall_report(Rescored<FaissIndex, L2>{index}, memory.retriever(), *t.store, queries);
-    print("{} with {} lists visited finds {:.1f} % of the {} nearest keys.\n", set.index, set.nprobe,
-          100 * recall.recall, k);
+    fmt::print("{} with {} lists visited finds {:.1f} % of the {} nearest keys.\n", set.index, set.nprobe,
+               100 * recall.recall, k);
     report.numbers["index"] = {{"factory", set.index}, {"nprobe", set.nprobe}, {"recall", recall.recall}};
 
     report.finish(texts, bpe, !quick && texts[0].name == "eigen"); // what is known about the standard run must hold
@@ -184,14 +184,14 @@ int run(Arguments& arguments) {
 int main(int argc, char** argv) {
     std::setvbuf(stdout, nullptr, _IOLBF, 0); // in step with the progress on stderr
     if (argc > 1 && (argv[1] == std::string_view("--help") || argv[1] == std::string_view("-h"))) {
-        print("{}", kHelp);
+        fmt::print("{}", kHelp);
         return 0;
     }
     try {
         Arguments arguments(argc, argv);
         return run(arguments);
     } catch (const std::exception& e) {
-        print(stderr, "knn_lm: {}\n", e.what());
+        fmt::print(stderr, "knn_lm: {}\n", e.what());
         return 2;
     }
 }

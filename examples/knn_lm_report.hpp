@@ -47,26 +47,26 @@ class KnnLmReport : public Report {
         atomic_write((folder_ / "perplexity.svg").string(), perplexity_chart(texts));
         atomic_write((folder_ / "lambda.svg").string(), lambda_chart(texts));
         atomic_write((folder_ / "size.svg").string(), size_chart(texts));
-        print("\n{}\n", table(texts));
+        fmt::print("\n{}\n", table(texts));
         if (checked)
             for (const Text& t : texts) check_text(t, &t == &texts[0]);
         save(path());
-        print("Every number and the plots are in {}\n", folder_.string());
+        fmt::print("Every number and the plots are in {}\n", folder_.string());
     }
 
   private:
     static constexpr KnnLmSetting kUntuned{256, 1, 0.25f};
     std::string path() const { return (folder_ / "knn_lm.json").string(); }
-    static std::string percent(double x) { return format("{:+.1f} %", x); }
+    static std::string percent(double x) { return fmt::format("{:+.1f} %", x); }
 
     static std::string table(const std::vector<Text>& texts) {
         Table out({"perplexity", "alone", "own memory", "", "entries", "k", "T", "lambda", "wrong", "shuffled",
                    "unigram", "untuned: own", "wrong"});
         for (const Text& t : texts) {
             const auto [k, temperature, lambda] = t.own().setting();
-            out.add({t.name, format("{:.2f}", t.alone()), format("{:.2f}", t.own().perplexity()),
-                     percent(t.gain(t.own())), format("{}", t.store->size()), format("{}", k),
-                     format("{}", temperature), format("{:.2f}", lambda), percent(t.gain(t.wrong)),
+            out.add({t.name, fmt::format("{:.2f}", t.alone()), fmt::format("{:.2f}", t.own().perplexity()),
+                     percent(t.gain(t.own())), fmt::format("{}", t.store->size()), fmt::format("{}", k),
+                     fmt::format("{}", temperature), fmt::format("{:.2f}", lambda), percent(t.gain(t.wrong)),
                      percent(t.gain(t.shuffled())), percent(t.gain(t.unigram())),
                      percent(t.gain(t.own().test.at(kUntuned))), percent(t.gain(t.wrong.test.at(kUntuned)))});
         }
@@ -81,7 +81,7 @@ class KnnLmReport : public Report {
         const double bits = double(t.test.size()) / double(bytes) / std::log(2.0); // a byte, for a nat a token
         const auto [k, temperature, lambda] = t.own().setting();
         json sizes;
-        for (const auto& [entries, tuned] : t.sizes) sizes[format("{}", entries)] = tuned.perplexity();
+        for (const auto& [entries, tuned] : t.sizes) sizes[fmt::format("{}", entries)] = tuned.perplexity();
         return {{"entries", t.store->size()},
                 {"test_tokens", t.test.size()},
                 {"alone", t.alone()},
@@ -145,17 +145,17 @@ class KnnLmReport : public Report {
         const int least = home ? 10 : 40;
         const double own = t.gain(t.own()), wrong = t.gain(t.wrong), shuffled = t.gain(t.shuffled()),
                      unigram = t.gain(t.unigram());
-        check(format("{}: its own memory lowers perplexity by more than {} %", t.name, least), own < -double(least),
-              percent(own));
+        check(fmt::format("{}: its own memory lowers perplexity by more than {} %", t.name, least),
+              own < -double(least), percent(own));
         check(t.name + ": another domain's memory lowers it by less than 10 %", wrong > -10, percent(wrong));
         check(t.name + ": shuffled values are no better than the unigram, within 2 points", shuffled > unigram - 2,
-              format("{} and {}", percent(shuffled), percent(unigram)));
+              fmt::format("{} and {}", percent(shuffled), percent(unigram)));
         if (home) return; // its own text is also in the model: a small memory of it has little to add
         bool falling = true;
         std::string sizes;
         for (std::size_t i = 0; i < t.sizes.size(); ++i) {
             falling = falling && (i == 0 || t.sizes[i].second.perplexity() < t.sizes[i - 1].second.perplexity());
-            sizes += format("{}{:.2f} ({})", i == 0 ? "" : ", ", t.sizes[i].second.perplexity(), t.sizes[i].first);
+            sizes += fmt::format("{}{:.2f} ({})", i == 0 ? "" : ", ", t.sizes[i].second.perplexity(), t.sizes[i].first);
         }
         check(t.name + ": the larger the memory the better", falling, sizes);
     }

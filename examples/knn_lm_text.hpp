@@ -16,7 +16,6 @@
 
 using namespace mnemo;
 namespace fs = std::filesystem;
-using fmt::format, fmt::print;
 
 using KnnLmResults = std::vector<KnnLmTuned>;
 
@@ -53,7 +52,7 @@ inline std::vector<Corpus> read_corpora(Arguments& arguments) {
         std::istringstream known(MNEMO_INCLUDE_FOLDERS);
         for (std::string folder; std::getline(known, folder, ':');) folders.emplace_back(folder);
         corpora = installed_headers(folders);
-        if (corpora[0].name != "eigen") print("No headers of Eigen: {} trains instead.\n", corpora[0].name);
+        if (corpora[0].name != "eigen") fmt::print("No headers of Eigen: {} trains instead.\n", corpora[0].name);
         if (!other.empty()) corpora.resize(1);
     } else {
         corpora.push_back(split_by_name("text", std::move(text), test.empty() ? Shares{} : Shares{92, 8}));
@@ -73,7 +72,7 @@ inline std::shared_ptr<const Datastore> remember(const Text& text, nn::LmHost<Th
         try {
             if (fs::exists(path + "/mnemo.json")) return DatastoreWriter::resume(path, fingerprint);
         } catch (const Error& e) {
-            print("Remembering {} anew: {}\n", text.name, e.what());
+            fmt::print("Remembering {} anew: {}\n", text.name, e.what());
         }
         for (const char* old : {"/index.faiss", "/index.faiss.trained"}) fs::remove(path + old);
         return DatastoreWriter::create(path, {.host = fingerprint, .overwrite = true});
@@ -111,10 +110,11 @@ void show_recall(Text& text, const Bpe& bpe, const auto& memory) {
     const Hits hits = memory.recall(Rows(queries));
     for (const std::size_t i : std::span(order).first(3)) {
         const auto row = static_cast<index_t>(i);
-        print("\n{}: ...{} -> [{}]   p = {:.4f} without memory, {:.4f} with it, which recalled\n", text.name,
-              one_line(bpe, text.test_windows.input(row).last(12)), one_line(bpe, std::span(targets).subspan(i, 1)),
-              std::exp(double(alone[i])), std::exp(double(log_p[i])));
-        print("{}",
-              explain(neighbours(hits, row, *text.store, memory.combiner().evidence.temperature), *text.store, bpe));
+        fmt::print("\n{}: ...{} -> [{}]   p = {:.4f} without memory, {:.4f} with it, which recalled\n", text.name,
+                   one_line(bpe, text.test_windows.input(row).last(12)),
+                   one_line(bpe, std::span(targets).subspan(i, 1)), std::exp(double(alone[i])),
+                   std::exp(double(log_p[i])));
+        fmt::print("{}", explain(neighbours(hits, row, *text.store, memory.combiner().evidence.temperature),
+                                 *text.store, bpe));
     }
 }

@@ -23,7 +23,7 @@ Matrix random_rows(index_t rows, index_t cols, unsigned seed) {
 void compare(const FaissIndex& index, const TokenStore<>& store, const Matrix& queries) {
     const auto k = std::min(index.k, index.size());
     std::vector<float> distances(static_cast<std::size_t>(queries.rows * k));
-    std::vector<::faiss::Index::idx_t> ids(distances.size());
+    std::vector<mnemo::index_t> ids(distances.size());
     index.index().search(queries.rows, queries.data.data(), k, distances.data(), ids.data());
     const Hits hits = index.retrieve(store, queries);
     REQUIRE(hits.rows() == queries.rows);

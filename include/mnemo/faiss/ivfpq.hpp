@@ -105,9 +105,8 @@ inline void search_ivfpq(const ::faiss::IndexIVFPQ& index, Rows queries, std::si
     const auto rows = static_cast<std::size_t>(queries.rows);
     Arena& arena = hits.scratch(); // which may hold the queries: no reset here
     const auto coarse = arena.take<float>(rows * probes);
-    const auto lists = arena.take<::faiss::Index::idx_t>(rows * probes);
-    index.quantizer->search(queries.rows, queries.data, static_cast<::faiss::Index::idx_t>(probes), coarse.data(),
-                            lists.data());
+    const auto lists = arena.take<index_t>(rows * probes);
+    index.quantizer->search(queries.rows, queries.data, static_cast<index_t>(probes), coarse.data(), lists.data());
     const int threads =
         std::max(1, std::min(omp_get_max_threads(), static_cast<int>(std::min<index_t>(queries.rows, 4096))));
     const auto scratch = arena.take<IvfPqScratch>(static_cast<std::size_t>(threads));
