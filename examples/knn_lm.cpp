@@ -132,8 +132,10 @@ int run(Arguments& arguments) {
                 with(WithValues(*t.store, shuffled)),
                 {sweep(set.grid.lambda, unigram, t.valid.base()), sweep(set.grid.lambda, unigram, t.test.base())}};
         });
-        const Text& stranger = texts[&t == &texts[0] && texts.size() > 1 ? 1 : 0];
-        t.wrong = report.kept(t.name + " with the memory of " + stranger.name, [&] { return by(*stranger.store); })[0];
+        if (texts.size() > 1) {
+            const Text& stranger = texts[&t == &texts[0] ? 1 : 0];
+            t.wrong = report.kept(t.name + " with the memory of " + stranger.name, [&] { return by(*stranger.store); });
+        }
         for (const index_t size : set.smaller) {
             const auto key = fmt::format("{} with {} entries of its memory", t.name, size);
             t.sizes.emplace_back(size, report.kept(key, [&] { return by(FirstEntries(*t.store, size)); })[0]);
@@ -168,7 +170,7 @@ int run(Arguments& arguments) {
     // ---- 6. An index, for stores that are too large to be scanned.
     Progress adding("indexing " + t.name, "entries");
     const auto width = static_cast<int>(threads.count);
-    FaissIndex index = FaissIndex::build(*t.store, {.factory = set.index, .training_rows = 20000, .threads = width},
+    FaissIndex index = FaissIndex::build(*t.store, {.factory = set.index, .training_rows = 10000, .threads = width},
                                          file("stores/" + t.name + "/index.faiss"), std::ref(adding));
     index.k = k, index.threads = width;
     index.set_nprobe(set.nprobe);

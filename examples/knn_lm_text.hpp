@@ -10,6 +10,7 @@
 
 #include <fmt/core.h>
 
+#include <cmath>
 #include <filesystem>
 #include <numeric>
 #include <sstream>
@@ -28,12 +29,14 @@ struct Text {
     std::shared_ptr<const Datastore> store{};
 
     KnnLmResults own_and_controls{}; // its own memory; with shuffled values; its unigram
-    KnnLmTuned wrong{};              // another domain's memory
+    KnnLmResults wrong{};            // another domain's memory, if there is one
     std::vector<std::pair<index_t, KnnLmTuned>> sizes{};
 
     const KnnLmTuned& own() const { return own_and_controls[0]; }
     const KnnLmTuned& shuffled() const { return own_and_controls[1]; }
     const KnnLmTuned& unigram() const { return own_and_controls[2]; }
+    double wrong_perplexity() const { return wrong.empty() ? NAN : wrong[0].perplexity(); }
+    double wrong_at(const KnnLmSetting& s) const { return wrong.empty() ? NAN : wrong[0].test.at(s); }
     double alone() const { return own().test.at(0, 0, 0); } // lambda 0
     double gain(double perplexity) const { return 100 * (perplexity / alone() - 1); }
     double gain(const KnnLmTuned& t) const { return gain(t.perplexity()); }

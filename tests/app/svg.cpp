@@ -60,6 +60,10 @@ TEST_CASE("a line chart draws each series, gaps included") {
     CHECK(svg.find("nan") == std::string::npos);
     const std::string two = svg.substr(svg.rfind("<path"));
     CHECK(count(two.substr(0, two.find('>')), "M") == 2); // the pen is lifted at the gap
+    LineChart pair = chart;
+    pair.series[1].colour = 0; // as the first one, dashed
+    CHECK(count(pair.svg(), detail::Canvas::colours[1]) == 0);
+    CHECK(count(chart.svg(), detail::Canvas::colours[1]) == 2); // line and legend
     CHECK_THROWS_AS((LineChart{.series = {{"bad", {1}, {1, 2}}}}.svg()), Error);
 }
 

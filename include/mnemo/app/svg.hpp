@@ -21,6 +21,7 @@ struct Series {
     std::string name;
     std::vector<double> x, y;
     bool dashed = false;
+    int colour = -1; // a place in the palette; -1: that of the series
 };
 
 namespace detail {
@@ -116,7 +117,9 @@ struct Canvas {
         label((left + right) / 2, bottom + 44, "middle", x_label);
         label(0, 0, "middle", y_label, fmt::format("transform=\"translate(20 {}) rotate(-90)\"", (top + bottom) / 2));
     }
-    static const char* colour(std::size_t i) { return colours[i % colours.size()]; }
+    static const char* colour(const std::vector<Series>& all, std::size_t i) {
+        return colours[(all[i].colour < 0 ? i : static_cast<std::size_t>(all[i].colour)) % colours.size()];
+    }
     void label(double x, double y, std::string_view anchor, std::string_view text, std::string_view more = "") {
         out += fmt::format("<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"{}\" {}>{}</text>\n", x, y, anchor, more,
                            xml(text));
@@ -144,7 +147,8 @@ struct Canvas {
             if (x > left && x + needed > right) x = left, y += 18;
             out += fmt::format("<line x1=\"{:.1f}\" y1=\"{:.1f}\" x2=\"{:.1f}\" y2=\"{:.1f}\" stroke=\"{}\" "
                                "stroke-width=\"4\"{}/>\n",
-                               x, y - 4, x + 18, y - 4, colour(i), series[i].dashed ? " stroke-dasharray=\"5 3\"" : "");
+                               x, y - 4, x + 18, y - 4, colour(series, i),
+                               series[i].dashed ? " stroke-dasharray=\"5 3\"" : "");
             label(x + 24, y, "start", series[i].name);
             x += needed;
         }
@@ -189,8 +193,8 @@ struct LineChart {
             }
             canvas.out += fmt::format("<path d=\"{}\" fill=\"none\" stroke=\"{}\" stroke-width=\"2.2\" "
                                       "stroke-linejoin=\"round\"{}/>\n",
-                                      path, Canvas::colour(i), s.dashed ? " stroke-dasharray=\"6 4\"" : "");
-            if (!s.dashed) canvas.out += fmt::format("<g fill=\"{}\">{}</g>\n", Canvas::colour(i), dots);
+                                      path, Canvas::colour(series, i), s.dashed ? " stroke-dasharray=\"6 4\"" : "");
+            if (!s.dashed) canvas.out += fmt::format("<g fill=\"{}\">{}</g>\n", Canvas::colour(series, i), dots);
         }
         canvas.legend(series);
         return canvas.finish();
@@ -226,10 +230,11 @@ struct BarChart {
             for (std::size_t i = 0; i < series.size(); ++i) {
                 const double v = series[i].y[g], x = start + bar * static_cast<double>(i);
                 if (!std::isfinite(v) || (log_y && v <= 0)) continue;
-                canvas.out += fmt::format(
-                    "<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\" rx=\"1.5\" "
-                    "fill=\"{}\"/>\n",
-                    x + 1, std::min(y(v), floor), std::max(bar - 2, 1.0), std::abs(floor - y(v)), Canvas::colour(i));
+                canvas.out +=
+                    fmt::format("<rect x=\"{:.1f}\" y=\"{:.1f}\" width=\"{:.1f}\" height=\"{:.1f}\" rx=\"1.5\" "
+                                "fill=\"{}\"/>\n",
+                                x + 1, std::min(y(v), floor), std::max(bar - 2, 1.0), std::abs(floor - y(v)),
+                                Canvas::colour(series, i));
                 canvas.label(x + bar / 2, std::min(y(v), floor) - 5, "middle", fmt::format("{:.3g}", v),
                              "font-size=\"11\" fill=\"#444\"");
             }
