@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 # cmake -DINCLUDE=include/mnemo -P doors.cmake: a room includes only the rooms below it and only its own libraries.
+cmake_minimum_required(VERSION 3.25)
 get_filename_component(INCLUDE "${INCLUDE}" ABSOLUTE)
 set(core "")
 set(kernels core)

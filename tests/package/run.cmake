@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 # cmake -DHOW=find|subdirectory|pkgconfig -DCOMPONENT=core ... -P run.cmake: builds and runs a stranger's project.
+cmake_minimum_required(VERSION 3.25)
 set(work "${BINARY}/${HOW}-${COMPONENT}")
 file(REMOVE_RECURSE "${work}")
 file(MAKE_DIRECTORY "${work}")
