@@ -30,6 +30,7 @@
 #include <mnemo/retrieve/recite.hpp>
 #include <mnemo/retrieve/rescore.hpp>
 #include <mnemo/store/both.hpp>
+#include <mnemo/store/ring.hpp>
 #include <mnemo/store/tokens.hpp>
 #include <mnemo/store/views.hpp>
 #include <mnemo/text/blocks.hpp>
