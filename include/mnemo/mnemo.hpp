@@ -24,6 +24,7 @@
 #include <mnemo/retrieve/exact.hpp>
 #include <mnemo/retrieve/first_hits.hpp>
 #include <mnemo/retrieve/nothing.hpp>
+#include <mnemo/retrieve/recall_report.hpp>
 #include <mnemo/retrieve/recite.hpp>
 #include <mnemo/retrieve/rescore.hpp>
 #include <mnemo/store/both.hpp>
