@@ -1,11 +1,32 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <mnemo/kernels/log_sum_exp.hpp>
 #include <mnemo/nn/adaptive_input.hpp>
+
+#include <ATen/Parallel.h>
 
 #include <algorithm>
 
 namespace mnemo::nn {
+
+/// log softmax(logits)[target] for each row: logits [n, v], targets Long [n] -> [n]. Without gradients it reads each
+/// row once and makes no second matrix.
+inline at::Tensor log_prob_of(const at::Tensor& logits, const at::Tensor& targets) {
+    if (logits.requires_grad() || !logits.device().is_cpu() || logits.scalar_type() != at::kFloat)
+        return at::log_softmax(logits, -1).gather(1, targets.unsqueeze(1)).squeeze(1);
+    const at::Tensor rows = logits.contiguous(), ids = targets.contiguous(),
+                     out = at::empty(ids.sizes(), rows.options());
+    const Rows view = as_rows(rows);
+    const auto* id = ids.data_ptr<std::int64_t>();
+    auto* log_p = out.data_ptr<float>();
+    at::parallel_for(0, view.rows, 16, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i)
+            log_p[i] = static_cast<float>(static_cast<double>(view[i][static_cast<std::size_t>(id[i])]) -
+                                          log_sum_exp(view[i]));
+    });
+    return out;
+}
 
 struct AdaptiveSoftmaxOptions {
     TORCH_ARG(std::int64_t, vocab_size) = 0;
@@ -65,14 +86,13 @@ class AdaptiveSoftmaxImpl : public torch::nn::Module {
             const at::Tensor inside = targets.ge(first).logical_and(targets.lt(first + size));
             column = column.masked_fill(inside, bands_[0].size + static_cast<std::int64_t>(i) - 1);
         }
-        at::Tensor out = at::log_softmax(head_logits(states), -1).gather(1, column.unsqueeze(1)).squeeze(1);
+        at::Tensor out = log_prob_of(head_logits(states), column);
         for (std::size_t i = 1; i < bands_.size(); ++i) {
             const auto [first, size, width] = bands_[i];
             const at::Tensor rows = at::nonzero(targets.ge(first).logical_and(targets.lt(first + size))).view(-1);
             if (rows.size(0) == 0) continue;
-            const at::Tensor within = (targets.index_select(0, rows) - first).unsqueeze(1);
-            const at::Tensor tail = at::log_softmax(tail_logits(i, states.index_select(0, rows)), -1);
-            out = out.index_add(0, rows, tail.gather(1, within).squeeze(1));
+            const at::Tensor within = targets.index_select(0, rows) - first;
+            out = out.index_add(0, rows, log_prob_of(tail_logits(i, states.index_select(0, rows)), within));
         }
         return out;
     }

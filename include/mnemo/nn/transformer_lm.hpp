@@ -36,7 +36,7 @@ struct TransformerLmOptions {
     TORCH_ARG(bool, tie_adaptive_proj) = false;
     TORCH_ARG(double, dropout) = 0; // of embeddings, attention output and feed-forward output, in training
     TORCH_ARG(std::int64_t, pad) = 1;
-    TORCH_ARG(std::int64_t, softmax_batch) = 1024; // rows whose logits exist at a time
+    TORCH_ARG(std::int64_t, softmax_batch) = 256; // rows whose logits exist at a time
 };
 
 /// A place where states are taken: `hidden.0` (input of layer 0), `hidden.i` (output of layer i - 1), `ffn_in.i` (input
@@ -329,9 +329,8 @@ class TransformerLmImpl : public torch::nn::Module {
         for (std::int64_t i = 0; i < rows.size(0) || i == 0; i += options_.softmax_batch()) {
             const std::int64_t n = std::min(options_.softmax_batch(), rows.size(0) - i);
             const at::Tensor states = rows.narrow(0, i, n), t = ids.narrow(0, i, n);
-            parts.push_back(adaptive_softmax()
-                                ? adaptive_softmax_->log_prob_target(states, t)
-                                : at::log_softmax(logits(states), -1).gather(1, t.unsqueeze(1)).squeeze(1));
+            parts.push_back(adaptive_softmax() ? adaptive_softmax_->log_prob_target(states, t)
+                                               : log_prob_of(logits(states), t));
         }
         return (parts.size() == 1 ? parts[0] : at::cat(parts)).view(targets.sizes());
     }
