@@ -106,7 +106,8 @@ int run(Arguments& arguments) {
     for (Text& t : texts) {
         t.store = remember(t, host, set.memory, set.block, file("stores/" + t.name), bpe.hash());
         t.valid = score_sample(host, t.valid_windows), t.test = score_sample(host, t.test_windows);
-        run_hash.add(t.store->manifest().to_json());
+        const Fingerprint& memory = t.store->fingerprint();
+        run_hash.add(memory.model_hash).add(memory.tokenizer_hash).add(memory.more.at("text"));
         for (const WindowBatch* w : {&t.valid_windows, &t.test_windows})
             run_hash.add(std::as_bytes(std::span(w->inputs)));
     }
