@@ -76,7 +76,7 @@ TEST_CASE("inverted lists of quantised residuals are searched as FAISS searches 
 
 TEST_CASE("kinds of index that only FAISS can search are left to it") {
     TokenStore<> store(16);
-    store.append(random_rows(600, 16, 3), std::vector<std::int32_t>(600));
+    store.append(random_rows(700, 16, 3), std::vector<std::int32_t>(700));
     for (const char* factory : {"IVF4,PQ8x4", "IVF4,Flat", "PQ8x4", "Flat", "PCA8,IVF4,PQ4"}) {
         FaissIndex index = FaissIndex::build(store, {.factory = factory, .threads = 1});
         CHECK(detail::searchable_ivfpq(index.index()) == nullptr);

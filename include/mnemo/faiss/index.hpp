@@ -260,17 +260,21 @@ class FaissIndex {
             p.min_points_per_centroid = 1; // FAISS would print what it thinks of fewer
         };
         if (auto* ivf = dynamic_cast<::faiss::IndexIVF*>(inner)) set(ivf->cp);
-        if (auto* ivfpq = dynamic_cast<::faiss::IndexIVFPQ*>(inner)) {
-            set(ivfpq->pq.cp);
+        const auto quantiser = [&](auto* pq) {
+            if (pq == nullptr) return;
+            set(pq->pq.cp);
             // The factory's default renumbers the codes for a Hamming filter that nobody asked for: minutes, no gain.
-            ivfpq->do_polysemous_training = false;
-        }
+            pq->do_polysemous_training = false;
+        };
+        quantiser(dynamic_cast<::faiss::IndexIVFPQ*>(inner));
+        quantiser(dynamic_cast<::faiss::IndexPQ*>(inner));
     }
 
     void add(const KeyedStore auto& store, const FaissBuild& how, auto&& added) {
         const KeyRows keys = store.keys();
         const detail::OmpThreads omp(how.threads);
-        Matrix rows(std::clamp<index_t>(how.rows_at_a_time, 1, std::max<index_t>(keys.rows, 1)), keys.cols);
+        const index_t missing = std::max<index_t>(keys.rows - size(), 0);
+        Matrix rows(std::min(std::max<index_t>(how.rows_at_a_time, 1), missing), keys.cols);
         while (size() < keys.rows) {
             const index_t first = size(), n = std::min(rows.rows, keys.rows - first);
             for (index_t i = 0; i < n; ++i) read_row(keys, first + i, rows[i]);
