@@ -10,17 +10,7 @@
 #include <mnemo/retrieve/recall_report.hpp>
 #include <mnemo/text/excerpts.hpp>
 
-#include <cstring>
-
-constexpr const char* kHelp = R"(knn_lm [FOLDER] [OPTIONS]   everything is kept in FOLDER (default: knn_lm.out)
-  --text PATH...   files or folders to train on, instead of Eigen's headers
-  --test PATH...   files to evaluate that text on, instead of a part of it
-  --other PATH...  another domain's text, instead of the headers of LibTorch, FAISS and libstdc++
-  --threads N      default: OMP_NUM_THREADS, or all cores
-  --seed N         of the first weights and of training; default: 1
-  --quick          a tiny model in seconds, to see that everything works
-For example: knn_lm wiki --text wiki.valid.tokens --test wiki.test.tokens
-)";
+#include <CLI/CLI.hpp>
 
 struct Settings {
     index_t vocab = 1024, dim = 128, layers = 3, steps = 1800, batch = 8, context = 128;
@@ -35,20 +25,27 @@ struct Settings {
     index_t nprobe = 32;
 };
 
-int run(Arguments& arguments) {
+struct Options {
+    std::string folder = "knn_lm.out";
+    CorpusPaths paths{};
+    index_t threads = omp_get_max_threads(); // OMP_NUM_THREADS, or all cores
+    std::uint64_t seed = 1;
+    bool quick = false;
+};
+
+int run(const Options& options) {
     Settings set;
-    const bool quick = arguments.flag("--quick");
+    const bool quick = options.quick;
     if (quick) {
         set.vocab = 300, set.dim = 32, set.layers = 2, set.steps = 40, set.context = 64, set.block = 32;
         set.memory = 4000, set.smaller = {500, 2000}, set.valid = 10, set.test = 20;
         set.index = FaissBuild::ivfpq(8, 8, 4);
     }
-    const Threads threads{arguments.number("--threads", omp_get_max_threads())}; // OMP_NUM_THREADS, or all cores
-    const auto seed = static_cast<std::uint64_t>(arguments.number("--seed", 1));
-    const fs::path folder = arguments.positional(0, "knn_lm.out");
+    const Threads threads{options.threads};
+    const std::uint64_t seed = options.seed;
+    const fs::path folder = options.folder;
     const auto file = [&](const std::string& name) { return (folder / name).string(); };
-    const std::vector<Corpus> corpora = read_corpora(arguments);
-    arguments.finish();
+    const std::vector<Corpus> corpora = read_corpora(options.paths);
     fs::create_directories(folder / "stores");
     at::set_num_threads(1); // windows are shared among threads instead of matrix products
 
@@ -186,13 +183,21 @@ int run(Arguments& arguments) {
 
 int main(int argc, char** argv) {
     std::setvbuf(stdout, nullptr, _IOLBF, 0); // in step with the progress on stderr
-    if (argc > 1 && (argv[1] == std::string_view("--help") || argv[1] == std::string_view("-h"))) {
-        fmt::print("{}", kHelp);
-        return 0;
-    }
+    CLI::App app("Gives a language model a memory of text, and evaluates it. Everything is kept in FOLDER.");
+    app.footer("For example: knn_lm wiki --text wiki.valid.tokens --test wiki.test.tokens");
+    Options options;
+    app.add_option("folder", options.folder, "what was computed, and the results")->capture_default_str();
+    app.add_option("--text", options.paths.text, "files or folders to train on, instead of Eigen's headers");
+    app.add_option("--test", options.paths.test, "files to evaluate that text on, instead of a part of it");
+    app.add_option("--other", options.paths.other, "another domain's text, instead of other libraries' headers");
+    app.add_option("--threads", options.threads, "that work at a time")
+        ->check(CLI::Range(1, 1024))
+        ->capture_default_str();
+    app.add_option("--seed", options.seed, "of the first weights and of training")->capture_default_str();
+    app.add_flag("--quick", options.quick, "a tiny model in seconds, to see that everything works");
+    CLI11_PARSE(app, argc, argv);
     try {
-        Arguments arguments(argc, argv);
-        return run(arguments);
+        return run(options);
     } catch (const std::exception& e) {
         fmt::print(stderr, "knn_lm: {}\n", e.what());
         return 2;

@@ -2,7 +2,6 @@
 #pragma once
 
 // The texts of examples/knn_lm.cpp: where they come from, what becomes of them, what is recalled from them.
-#include <mnemo/app/arguments.hpp>
 #include <mnemo/app/progress.hpp>
 #include <mnemo/io/datastore.hpp>
 #include <mnemo/mnemo.hpp>
@@ -42,13 +41,14 @@ struct Text {
     double gain(const KnnLmTuned& t) const { return gain(t.perplexity()); }
 };
 
+struct CorpusPaths {
+    std::vector<std::string> text{}, test{}, other{};
+};
+
 // Eigen trains and the other installed libraries are strangers, unless files are named.
-inline std::vector<Corpus> read_corpora(Arguments& arguments) {
-    const auto named = [&](std::string_view option) {
-        const std::vector<std::string> names = arguments.list(option);
-        return read_paths({names.begin(), names.end()});
-    };
-    std::vector<TextFile> text = named("--text"), test = named("--test"), other = named("--other");
+inline std::vector<Corpus> read_corpora(const CorpusPaths& paths) {
+    const auto named = [](const std::vector<std::string>& names) { return read_paths({names.begin(), names.end()}); };
+    std::vector<TextFile> text = named(paths.text), test = named(paths.test), other = named(paths.other);
     std::vector<Corpus> corpora;
     if (text.empty()) {
         std::vector<fs::path> folders;
