@@ -14,6 +14,7 @@
 #include <mnemo/kernels/cpu.hpp>
 #include <mnemo/kernels/log_sum_exp.hpp>
 #include <mnemo/kernels/metric.hpp>
+#include <mnemo/kernels/multiply_add.hpp>
 #include <mnemo/kernels/score.hpp>
 #include <mnemo/kernels/select.hpp>
 #include <mnemo/loss/nll.hpp>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <mnemo/kernels/cpu.hpp>
+#include <mnemo/kernels/multiply_add.hpp>
 
 #include <algorithm>
 #include <bit>
@@ -39,12 +40,12 @@ constexpr std::size_t kSumBlock = 512; // short float sums, added up in double
 /// exp(x) for x <= 0.
 inline float exp_one(float x) {
     if (x < kLowestExp) return 0.0f;
-    const float shifted = std::fma(x, kLog2E, kRounder), n = shifted - kRounder;
-    const float r = std::fma(n, -kLn2Low, std::fma(n, -kLn2High, x));
+    const float shifted = fused_multiply_add(x, kLog2E, kRounder), n = shifted - kRounder;
+    const float r = fused_multiply_add(n, -kLn2Low, fused_multiply_add(n, -kLn2High, x));
     float p = kExp[0];
-    for (int i = 1; i < 6; ++i) p = std::fma(p, r, kExp[i]);
+    for (int i = 1; i < 6; ++i) p = fused_multiply_add(p, r, kExp[i]);
     const std::uint32_t power = std::bit_cast<std::uint32_t>(shifted) << 23;
-    return (std::fma(p, r * r, r) + 1.0f) * std::bit_cast<float>(power + 0x3f800000u);
+    return (fused_multiply_add(p, r * r, r) + 1.0f) * std::bit_cast<float>(power + 0x3f800000u);
 }
 
 inline float log_one(float x) {
@@ -57,10 +58,10 @@ inline float log_one(float x) {
     e = low ? e - 1.0f : e;
     m = (low ? m + m : m) - 1.0f;
     float p = kLog[0];
-    for (int i = 1; i < 9; ++i) p = std::fma(p, m, kLog[i]);
+    for (int i = 1; i < 9; ++i) p = fused_multiply_add(p, m, kLog[i]);
     const float z = m * m;
-    const float y = std::fma(-0.5f, z, std::fma(e, kLn2Low, p * (m * z)));
-    return std::fma(e, kLn2High, m + y);
+    const float y = fused_multiply_add(-0.5f, z, fused_multiply_add(e, kLn2Low, p * (m * z)));
+    return fused_multiply_add(e, kLn2High, m + y);
 }
 
 /// log(exp(a) + exp(b)), in float: what log_add_each does to one pair.
