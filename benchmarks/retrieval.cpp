@@ -14,6 +14,18 @@ using namespace mnemo;
 
 namespace {
 
+// A dense orthogonal matrix in d log d steps: pairs of elements turned by random angles, at every distance.
+void turn(std::span<float> row, const std::vector<std::pair<float, float>>& angles) {
+    std::size_t at = 0;
+    for (std::size_t h = 1; h < row.size(); h *= 2)
+        for (std::size_t j = 0; j < row.size(); ++j)
+            if ((j & h) == 0 && j + h < row.size()) {
+                const auto [c, s] = angles[at++];
+                const float a = row[j], b = row[j + h];
+                row[j] = c * a - s * b, row[j + h] = s * a + c * b;
+            }
+}
+
 // Clusters of Zipf sizes, a falling spectrum and a common offset: what keys from a language model look like.
 Matrix keys_like_hidden_states(index_t rows, index_t d, unsigned seed) {
     std::mt19937 gen(seed), shared(7);
@@ -27,10 +39,17 @@ Matrix keys_like_hidden_states(index_t rows, index_t d, unsigned seed) {
     for (index_t c = 0; c < clusters; ++c)
         for (std::size_t j = 0; j < spectrum.size(); ++j)
             centres[c][j] = spectrum[j] * (normal(shared) + (j == 0 ? 1.5f : 0.0f));
+    std::uniform_real_distribution<float> angle(0, 6.2831853f);
+    std::vector<std::pair<float, float>> angles(spectrum.size() * 16);
+    for (auto& a : angles) {
+        const float x = angle(shared);
+        a = {std::cos(x), std::sin(x)};
+    }
     std::discrete_distribution<index_t> choose(weights.begin(), weights.end());
     for (index_t i = 0; i < rows; ++i) {
         const auto centre = centres[choose(gen)];
         for (std::size_t j = 0; j < spectrum.size(); ++j) out[i][j] = centre[j] + 0.6f * spectrum[j] * normal(gen);
+        turn(out[i], angles);
     }
     return out;
 }

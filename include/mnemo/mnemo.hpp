@@ -12,6 +12,7 @@
 #include <mnemo/extract/last_hidden.hpp>
 #include <mnemo/kernels/convert.hpp>
 #include <mnemo/kernels/cpu.hpp>
+#include <mnemo/kernels/filter.hpp>
 #include <mnemo/kernels/log_sum_exp.hpp>
 #include <mnemo/kernels/metric.hpp>
 #include <mnemo/kernels/multiply_add.hpp>

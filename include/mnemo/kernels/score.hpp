@@ -184,7 +184,8 @@ inline constexpr Sum sum_of = MetricT::metric == Metric::l2 ? Sum::squared_diffe
 // A row of keys is fetched this many rows ahead when rows are visited in no order.
 inline constexpr index_t kRowsAhead = 4;
 inline constexpr index_t kCacheLine = 64;
-inline constexpr index_t kMissing = -1; // the id of a hit that is none; its score is -inf
+inline constexpr const index_t* kAllRows = nullptr; // in place of ids: every row in turn
+inline constexpr index_t kMissing = -1;             // the id of a hit that is none; its score is -inf
 
 template <class T> inline void prefetch_row(const T* row, index_t d) {
 #if defined(__GNUC__) || defined(__clang__)
@@ -197,14 +198,14 @@ template <class T> inline void prefetch_row(const T* row, index_t d) {
 /// out[m * out_stride + i] = similarity of query m of M and key ids[i], or key i where `ids` is null, i < n.
 /// One function a level, so that the sum is inlined into the loop.
 #define MNEMO_SCORE_LOOP(level, target)                                                                                \
-    template <MetricTag MetricT, int M, class T>                                                                       \
+    template <MetricTag MetricT, int M, class T, class Id>                                                             \
     target void score_loop_##level(const float* q, index_t q_stride, const double* q_norm, MatrixView<const T> keys,   \
-                                   const index_t* ids, index_t n, float* out, index_t out_stride) {                    \
+                                   const Id* ids, index_t n, float* out, index_t out_stride) {                         \
         const index_t d = keys.cols;                                                                                   \
         for (index_t i = 0; i < n; ++i) {                                                                              \
-            if (ids && i + kRowsAhead < n && ids[i + kRowsAhead] >= 0)                                                 \
+            if (ids && i + kRowsAhead < n && static_cast<index_t>(ids[i + kRowsAhead]) >= 0)                           \
                 prefetch_row(keys.data + ids[i + kRowsAhead] * keys.stride, d);                                        \
-            const index_t id = ids ? ids[i] : i;                                                                       \
+            const index_t id = ids ? static_cast<index_t>(ids[i]) : i;                                                 \
             float sum[M], norm = 0;                                                                                    \
             if (id >= 0) {                                                                                             \
                 const T* key = keys.data + id * keys.stride;                                                           \
@@ -239,8 +240,8 @@ template <MetricTag MetricT> double query_norm(const float* q, index_t d) {
     return std::sqrt(static_cast<double>(sum));
 }
 
-template <MetricTag MetricT, class T>
-void score(Rows queries, MatrixView<const T> keys, const index_t* ids, index_t n, float* out, index_t out_stride) {
+template <MetricTag MetricT, class T, class Id = index_t>
+void score(Rows queries, MatrixView<const T> keys, const Id* ids, index_t n, float* out, index_t out_stride) {
     assert(queries.cols == keys.cols);
     // Queries that share one pass over a key: as many as fit the registers.
     const auto pass = [&]<int M>(std::integral_constant<int, M>, index_t first, auto loop) {
@@ -255,12 +256,13 @@ void score(Rows queries, MatrixView<const T> keys, const index_t* ids, index_t n
     };
 #if MNEMO_X86
     if (simd_level() >= SimdLevel::avx512)
-        return all(std::integral_constant<int, 4>{}, score_loop_avx512<MetricT, 4, T>,
-                   score_loop_avx512<MetricT, 1, T>);
+        return all(std::integral_constant<int, 4>{}, score_loop_avx512<MetricT, 4, T, Id>,
+                   score_loop_avx512<MetricT, 1, T, Id>);
     if (simd_level() >= SimdLevel::avx2)
-        return all(std::integral_constant<int, 3>{}, score_loop_avx2<MetricT, 3, T>, score_loop_avx2<MetricT, 1, T>);
+        return all(std::integral_constant<int, 3>{}, score_loop_avx2<MetricT, 3, T, Id>,
+                   score_loop_avx2<MetricT, 1, T, Id>);
 #endif
-    all(std::integral_constant<int, 1>{}, score_loop_plain<MetricT, 1, T>, score_loop_plain<MetricT, 1, T>);
+    all(std::integral_constant<int, 1>{}, score_loop_plain<MetricT, 1, T, Id>, score_loop_plain<MetricT, 1, T, Id>);
 }
 
 } // namespace detail
@@ -271,7 +273,8 @@ template <MetricTag MetricT, class T>
 float score(std::span<const float> query, std::span<T> key) {
     const auto d = static_cast<index_t>(query.size());
     float out = 0;
-    detail::score<MetricT, std::remove_const_t<T>>({query.data(), 1, d}, {key.data(), 1, d}, nullptr, 1, &out, 1);
+    detail::score<MetricT, std::remove_const_t<T>>({query.data(), 1, d}, {key.data(), 1, d}, detail::kAllRows, 1, &out,
+                                                   1);
     return out;
 }
 
@@ -279,7 +282,7 @@ float score(std::span<const float> query, std::span<T> key) {
 template <MetricTag MetricT> void score_rows(Rows queries, const KeyRows& keys, MutRows out) {
     assert(out.rows == queries.rows && out.cols == keys.rows);
     keys.visit([&]<class T>(MatrixView<const T> k) {
-        detail::score<MetricT, T>(queries, k, nullptr, k.rows, out.data, out.stride);
+        detail::score<MetricT, T>(queries, k, detail::kAllRows, k.rows, out.data, out.stride);
     });
 }
 

@@ -216,21 +216,21 @@ inline void sort_keys(std::span<std::uint64_t> keys, std::span<std::uint64_t> sp
 
 } // namespace detail
 
-/// Candidates for the k best of one query: (score, id) in borrowed buffers of `capacity` + kSlack. Scores are exact, or
-/// off by at most `error`; whatever was ever among the k best by exact score is kept, ties included, unless `cut` was
-/// told that scores are exact, when ties beyond k go by id.
+/// Candidates for the k best of one query: (score, id) in borrowed buffers of `capacity` + kSlack. A score is exact, or
+/// a lower bound that is at most 2 * `error` below an upper one. Whatever can be among the k best is kept, ties
+/// included, until `cut` is told that scores are exact: then ties beyond k go by id.
 struct Candidates {
     static constexpr std::size_t kSlack = 64; // kernels store whole vectors
 
     float* scores = nullptr;
     std::uint32_t* ids = nullptr;
     std::size_t count = 0, capacity = 0, k = 0;
-    float threshold = detail::kLowest; // scores below are no candidates
+    float threshold = detail::kLowest; // k candidates reach it: an upper bound below is no candidate
     float error = 0;
 
     /// Room for the k best of n: k in [1, n].
     static std::size_t capacity_for(std::size_t k, std::size_t n) {
-        return std::min(std::max<std::size_t>(4 * k, 256), std::max(n, k)) + kSlack;
+        return std::min(std::max<std::size_t>(6 * k, 256), std::max(n, k)) + kSlack;
     }
     static Candidates in(Arena& arena, std::size_t k, std::size_t n) {
         Candidates c;
@@ -241,7 +241,7 @@ struct Candidates {
         return c;
     }
 
-    void restart() { count = 0, threshold = detail::kLowest; }
+    void restart() { count = 0, threshold = detail::kLowest, error = 0; }
     bool has_room_for(std::size_t n) const { return count + n <= capacity; }
 
     /// Takes ids first_id + i with their scores, n <= kSlack; the caller has seen to the room.
@@ -249,13 +249,13 @@ struct Candidates {
         count += detail::append_at_least(s, n, first_id, threshold, scores + count, ids + count);
     }
 
-    /// Raises the threshold so that about k remain, and all whose exact score may be among the k best.
-    void raise() {
+    /// Raises the threshold so that about k lower bounds reach it, and keeps those whose upper bound does.
+    void raise(std::size_t slack) {
         if (count <= k) return;
-        const float t = detail::threshold_for(scores, count, k, k / 16) - 2 * error;
-        threshold = std::max(threshold, t);
-        count = detail::compact_at_least(scores, ids, count, threshold);
+        threshold = std::max(threshold, detail::threshold_for(scores, count, k, slack));
+        count = detail::compact_at_least(scores, ids, count, threshold - 2 * error);
     }
+    void raise() { raise(k / 16); }
 
     /// The k best exact scores, ties by lower id; the others go. Scores must be exact.
     void cut() {

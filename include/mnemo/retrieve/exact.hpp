@@ -4,9 +4,13 @@
 #include <mnemo/core/concepts.hpp>
 #include <mnemo/core/error.hpp>
 #include <mnemo/core/executor.hpp>
+#include <mnemo/kernels/filter.hpp>
 #include <mnemo/kernels/score.hpp>
 #include <mnemo/kernels/select.hpp>
 
+#include <algorithm>
+#include <array>
+#include <memory>
 #include <utility>
 
 namespace mnemo {
@@ -14,63 +18,248 @@ namespace mnemo {
 namespace detail {
 
 // How a search is cut into tasks: blocks of queries, and parts of the keys where there are more threads than blocks.
+// Filtered blocks are large, because each packs the keys anew.
 struct SearchPlan {
-    static constexpr index_t kMostBlock = 64;   // queries that share one pass over the keys
-    static constexpr index_t kLeastPart = 4096; // keys that are worth a task
-    index_t block, blocks, parts, part_rows;
+    static constexpr index_t kLeastPart = 4096;                      // keys that are worth a task
+    static constexpr index_t kLeastFiltered = 32, kLeastFloat = 128; // queries that are worth packing the keys
+    static constexpr index_t kMostFiltered = 1024;
+    static constexpr index_t kDirect = 64; // queries that share one pass over the keys
+    bool filtered;
+    index_t threads, block, blocks, parts, part_rows;
 
-    SearchPlan(index_t queries, index_t keys, index_t threads) {
-        block = std::min(kMostBlock, queries);
+    SearchPlan(index_t queries, index_t keys, index_t k, index_t threads_, bool has_filter) : threads(threads_) {
+        filtered = has_filter && queries >= kLeastFiltered && keys >= kLeastPart && keys / 4 >= k;
+        const index_t most = filtered ? std::clamp<index_t>(queries / threads, kDirect, kMostFiltered) : kDirect;
+        block = std::min(most, queries);
         blocks = (queries + block - 1) / block;
         parts = std::clamp<index_t>((threads + blocks - 1) / blocks, 1, std::max<index_t>(keys / kLeastPart, 1));
         part_rows = ((keys + parts - 1) / parts + 63) / 64 * 64; // whole words of erased ids
     }
 };
 
-// Buffers of the threads, and the candidates of the queries in work: [blocks][block][parts] where the keys are in
-// parts, as there are few blocks then, else [threads][block].
-struct SearchScratch {
-    std::span<Candidates> candidates;
-    std::span<float> scores;       // [threads][block, tile]
-    std::span<std::uint64_t> keys; // [threads][2][parts * k]
-    index_t tile;                  // keys, in whole words of erased ids
-};
-
-// Scores `keys` [first, last) against the block and keeps candidates. c[query * stride].
-template <MetricTag MetricT, class T>
-void scan_keys(Rows queries, MatrixView<const T> keys, IdSet erased, index_t first, index_t last, float* scores,
-               index_t tile, Candidates* c, index_t stride) {
-    constexpr auto chunk = static_cast<index_t>(Candidates::kSlack);
-    for (index_t begin = first; begin < last; begin += tile) {
-        const index_t n = std::min(tile, last - begin);
-        score<MetricT, T>(queries, keys.slice(begin, n), nullptr, n, scores, tile);
-        for (index_t i = 0; i < n; i += 64) {
-            const auto word = static_cast<std::size_t>(begin + i) / 64;
-            if (word >= erased.words.size()) break;
-            for (std::uint64_t bits = erased.words[word]; bits != 0; bits &= bits - 1) {
-                const index_t j = i + std::countr_zero(bits);
-                for (index_t q = 0; q < queries.rows && j < n; ++q)
-                    scores[q * tile + j] = -std::numeric_limits<float>::infinity();
-            }
-        }
-        for (index_t q = 0; q < queries.rows; ++q) {
-            Candidates& mine = c[q * stride];
-            for (index_t i = 0; i < n; i += chunk) {
-                const auto count = static_cast<std::size_t>(std::min(chunk, n - i));
-                if (!mine.has_room_for(count)) mine.raise();
-                if (!mine.has_room_for(count)) mine.cut();
-                mine.append(scores + q * tile + i, count, static_cast<std::uint32_t>(begin + i));
+// One search: everything that its tasks share. Buffers come from the arena of the hits.
+template <MetricTag MetricT, class T> class ExactSearch {
+  public:
+    ExactSearch(Rows queries, MatrixView<const T> keys, IdSet erased, index_t k, index_t threads, Hits& hits)
+        : queries_(queries), keys_(keys), erased_(erased), hits_(hits),
+          plan_(queries.rows, keys.rows, k, threads, Filter<MetricT>::available(keys.cols)) {
+        constexpr index_t cached = 1 << 17; // bytes of keys that stay near while a block of queries passes
+        const index_t row_bytes = std::max<index_t>(keys.cols * static_cast<index_t>(sizeof(T)), 1);
+        tile_ = std::clamp<index_t>(cached / row_bytes, 64, 1024) / 64 * 64;
+        Arena& arena = hits.scratch();
+        arena.reset();
+        const std::size_t capacity = Candidates::capacity_for(size(k), size(plan_.part_rows));
+        scores_a_thread_ = std::max(size(plan_.block * tile_), capacity);
+        ranks_a_thread_ = std::max(size(plan_.parts * k), capacity);
+        scores_ = arena.take<float>(size(threads) * scores_a_thread_);
+        ranks_ = arena.take<std::uint64_t>(size(threads) * 2 * ranks_a_thread_);
+        cursors_ = arena.take<std::size_t>(size(threads * plan_.block));
+        const index_t places = plan_.parts > 1 ? plan_.blocks : threads;
+        candidates_ = arena.take<Candidates>(size(places * plan_.block * plan_.parts));
+        for (Candidates& c : candidates_) c = Candidates::in(arena, size(k), size(plan_.part_rows));
+        if constexpr (MNEMO_X86) {
+            if (plan_.filtered) {
+                centre_ = arena.take<float>(size(keys.cols));
+                Filter<MetricT>::centre_of(keys, centre_);
+                filters_ = arena.take<Filter<MetricT>>(size(threads));
+                for (Filter<MetricT>& f : filters_)
+                    std::construct_at(&f, arena, plan_.block, keys.cols, FilterFormat::float32);
+                choose_format();
             }
         }
     }
-}
+
+    void run(const Executor auto& executor) {
+        if (plan_.parts == 1)
+            return executor.run(plan_.blocks, [this](index_t block, index_t thread) {
+                find(block, 0, thread);
+                finish(block, thread);
+            });
+        executor.run(plan_.blocks * plan_.parts,
+                     [this](index_t task, index_t thread) { find(task / plan_.parts, task % plan_.parts, thread); });
+        executor.run(plan_.blocks, [this](index_t block, index_t thread) { finish(block, thread); });
+    }
+
+  private:
+    static std::size_t size(index_t n) { return static_cast<std::size_t>(n); }
+
+    Rows block_rows(index_t block) const {
+        const index_t first = block * plan_.block;
+        return queries_.slice(first, std::min(plan_.block, queries_.rows - first));
+    }
+    // [query][part] of a block. With keys in parts all blocks are in work at once; else each thread has one.
+    std::span<Candidates> candidates(index_t block, index_t thread) const {
+        const index_t place = plan_.parts > 1 ? block : thread;
+        return candidates_.subspan(size(place * plan_.block * plan_.parts), size(plan_.block * plan_.parts));
+    }
+    float* scores(index_t thread) const { return scores_.data() + size(thread) * scores_a_thread_; }
+    std::span<std::uint64_t> ranks(index_t thread, std::size_t which) const {
+        return ranks_.subspan((2 * size(thread) + which) * ranks_a_thread_, ranks_a_thread_);
+    }
+
+    // Tries the formats on a sample of keys and a few queries: one that leaves too many candidates costs more than it
+    // saves. Only time depends on the choice.
+    void choose_format() {
+        constexpr index_t most_queries = 8, candidates_a_k = 4;
+        if (!Filter<MetricT>::has_integers()) {
+            plan_.filtered = queries_.rows >= SearchPlan::kLeastFloat;
+            return;
+        }
+        const index_t step = std::max<index_t>(keys_.rows / 2048, 1), rows = keys_.rows / step;
+        const MatrixView<const T> sample(keys_.data, rows, keys_.cols, keys_.stride * step);
+        const index_t every = std::max<index_t>(queries_.rows / most_queries, 1);
+        const Rows some(queries_.data, std::min(queries_.rows, most_queries), queries_.cols, queries_.stride * every);
+        std::array<Candidates, most_queries> c;
+        const std::size_t k = std::max<std::size_t>(candidates_.front().k / size(step), 1);
+        Filter<MetricT>& filter = filters_.front();
+        std::size_t least = 2 * candidates_a_k * k * size(some.rows); // as float32 would cost
+        FilterFormat best = FilterFormat::float32;
+        for (const FilterFormat format : {FilterFormat::int8, FilterFormat::rotated_int8}) {
+            for (index_t q = 0; q < some.rows; ++q) {
+                c[size(q)] = candidates_[size(q)];
+                c[size(q)].restart();
+                c[size(q)].k = k;
+            }
+            filter.use(format);
+            std::size_t found = 0;
+            const auto full = [&](index_t q) { found += std::exchange(c[size(q)].count, 0); };
+            if (!filter.scan(some, sample, {}, centre_.data(), 0, rows, c.data(), 1, full)) break;
+            for (index_t q = 0; q < some.rows; ++q) {
+                c[size(q)].raise(0);
+                found += c[size(q)].count;
+            }
+            if (found < least) least = found, best = format;
+            if (found <= candidates_a_k * k * size(some.rows)) break;
+        }
+        for (Filter<MetricT>& f : filters_) f.use(best);
+        plan_.filtered = best != FilterFormat::float32 || queries_.rows >= SearchPlan::kLeastFloat;
+    }
+
+    // Leaves exact scores of the part's candidates, the k best among them.
+    void find(index_t block, index_t part, index_t thread) {
+        const Rows rows = block_rows(block);
+        Candidates* c = candidates(block, thread).data() + part;
+        const index_t first = part * plan_.part_rows, last = std::min(first + plan_.part_rows, keys_.rows);
+        const auto restart = [&] {
+            for (index_t q = 0; q < rows.rows; ++q) c[q * plan_.parts].restart();
+        };
+        restart();
+        if (plan_.filtered && filter(rows, first, last, c, thread)) return;
+        restart();
+        score_all(rows, first, last, c, thread);
+    }
+
+    bool filter([[maybe_unused]] Rows rows, [[maybe_unused]] index_t first, [[maybe_unused]] index_t last,
+                [[maybe_unused]] Candidates* c, [[maybe_unused]] index_t thread) {
+        if constexpr (MNEMO_X86) {
+            const auto full = [&](index_t q) { cut_exactly(rows[q], c[q * plan_.parts], thread); };
+            if (!filters_[size(thread)].scan(rows, keys_, erased_, centre_.data(), first, last, c, plan_.parts, full))
+                return false;
+            for (index_t q = 0; q < rows.rows; ++q) c[q * plan_.parts].raise(0);
+            rescore(rows, first, last, c, cursors_.data() + thread * plan_.block);
+        }
+        return true;
+    }
+
+    // The k best of `c` by exact score stay, in the order of their ids and with the lower bounds they had. Bounds the
+    // buffer where very many keys are too near each other for the filter to tell.
+    void cut_exactly(std::span<const float> query, Candidates& c, index_t thread) {
+        float* exact = scores(thread);
+        const auto mine = ranks(thread, 0), order = ranks(thread, 1);
+        score<MetricT, T>({query.data(), 1, keys_.cols}, keys_, c.ids, static_cast<index_t>(c.count), exact, 0);
+        for (std::size_t i = 0; i < c.count; ++i) order[i] = mine[i] = rank_key(exact[i], c.ids[i]);
+        const auto kth = order.begin() + static_cast<std::ptrdiff_t>(c.k) - 1;
+        std::nth_element(order.begin(), kth, order.begin() + static_cast<std::ptrdiff_t>(c.count));
+        std::size_t kept = 0;
+        for (std::size_t i = 0; i < c.count; ++i)
+            if (mine[i] <= *kth) {
+                c.scores[kept] = c.scores[i];
+                c.ids[kept++] = c.ids[i];
+            }
+        c.count = kept;
+    }
+
+    // Candidates' ids ascend, so a tile of keys is read once for all queries.
+    void rescore(Rows rows, index_t first, index_t last, Candidates* c, std::size_t* cursors) const {
+        const index_t tile = 4 * tile_; // few candidates of a query lie in each
+        std::fill_n(cursors, rows.rows, std::size_t{0});
+        for (index_t end = first + tile; end < last + tile; end += tile)
+            for (index_t q = 0; q < rows.rows; ++q) {
+                Candidates& mine = c[q * plan_.parts];
+                const std::size_t from = cursors[q];
+                std::size_t to = from;
+                while (to < mine.count && static_cast<index_t>(mine.ids[to]) < end) ++to;
+                if (to > from)
+                    score<MetricT, T>(rows.slice(q, 1), keys_, mine.ids + from, static_cast<index_t>(to - from),
+                                      mine.scores + from, 0);
+                cursors[q] = to;
+            }
+        for (index_t q = 0; q < rows.rows; ++q) c[q * plan_.parts].threshold = kLowest; // it was one of bounds
+    }
+
+    void score_all(Rows rows, index_t first, index_t last, Candidates* c, index_t thread) {
+        constexpr auto chunk = static_cast<index_t>(Candidates::kSlack);
+        float* out = scores(thread); // [rows, tile]
+        for (index_t begin = first; begin < last; begin += tile_) {
+            const index_t n = std::min(tile_, last - begin);
+            score<MetricT, T>(rows, keys_.slice(begin, n), kAllRows, n, out, tile_);
+            leave_out_erased(begin, n, out, rows.rows);
+            for (index_t q = 0; q < rows.rows; ++q) {
+                Candidates& mine = c[q * plan_.parts];
+                for (index_t i = 0; i < n; i += chunk) {
+                    const std::size_t count = size(std::min(chunk, n - i));
+                    if (!mine.has_room_for(count)) mine.raise();
+                    if (!mine.has_room_for(count)) mine.cut();
+                    mine.append(out + q * tile_ + i, count, static_cast<std::uint32_t>(begin + i));
+                }
+            }
+        }
+    }
+    void leave_out_erased(index_t begin, index_t n, float* out, index_t rows) const {
+        for (index_t i = 0; i < n; i += 64) {
+            const std::size_t word = size(begin + i) / 64;
+            if (word >= erased_.words.size()) return;
+            for (std::uint64_t bits = erased_.words[word]; bits != 0; bits &= bits - 1) {
+                const index_t j = i + std::countr_zero(bits);
+                for (index_t q = 0; q < rows && j < n; ++q)
+                    out[q * tile_ + j] = -std::numeric_limits<float>::infinity();
+            }
+        }
+    }
+
+    void finish(index_t block, index_t thread) {
+        const auto c = candidates(block, thread);
+        for (index_t q = 0; q < block_rows(block).rows; ++q) {
+            const index_t row = block * plan_.block + q;
+            const std::size_t n = write_best(c.subspan(size(q * plan_.parts), size(plan_.parts)), ranks(thread, 0),
+                                             ranks(thread, 1), hits_.room_for_ids(row), hits_.room_for_scores(row));
+            hits_.set_size(row, static_cast<index_t>(n));
+        }
+    }
+
+    Rows queries_;
+    MatrixView<const T> keys_;
+    IdSet erased_;
+    Hits& hits_;
+    SearchPlan plan_;
+    index_t tile_; // keys that are scored together: whole words of erased ids
+    std::size_t scores_a_thread_, ranks_a_thread_;
+    std::span<float> scores_;        // [threads, scores_a_thread]
+    std::span<std::uint64_t> ranks_; // [threads, 2, ranks_a_thread]
+    std::span<std::size_t> cursors_; // [threads, block]
+    std::span<Candidates> candidates_;
+    std::span<float> centre_;            // [d], of the filter
+    std::span<Filter<MetricT>> filters_; // [threads]
+};
 
 } // namespace detail
 
 /// The k nearest keys by canonical score (kernels/score.hpp): best first, ties by lower id, erased entries left out. A
 /// row holds fewer hits where the store has fewer entries; a key at -inf (its score overflowed) or a query with a NaN
-/// finds nothing there. The result does not depend on the executor, the batch or the instruction set.
-/// Handed its Hits back it allocates nothing once it has seen the batch size. Stores of up to 2^32 - 1 entries.
+/// finds nothing there. The result does not depend on the executor, the batch or the instruction set: batches go
+/// through a first pass over rounded keys with a proven bound (kernels/filter.hpp), and what it leaves is scored
+/// exactly. Handed its Hits back it allocates nothing once it has seen the batch size. Stores of up to 2^32 - 1
+/// entries.
 template <MetricTag MetricT, Executor X = Serial> struct Exact {
     index_t k = 1024;
     [[no_unique_address]] X executor{};
@@ -85,74 +274,11 @@ template <MetricTag MetricT, Executor X = Serial> struct Exact {
         const index_t width = std::min(k, keys.rows);
         hits.resize(queries.rows, width);
         if (width > 0 && queries.rows > 0)
-            keys.visit([&](auto typed) { search(queries, typed, erased_ids(store), width, hits); });
-        return hits;
-    }
-
-  private:
-    template <class T>
-    void search(Rows queries, MatrixView<const T> keys, IdSet erased, index_t width, Hits& hits) const {
-        const index_t threads = executor.threads();
-        const detail::SearchPlan plan(queries.rows, keys.rows, threads);
-        detail::SearchScratch scratch = prepare<T>(plan, threads, keys, width, hits.scratch());
-        const auto block_rows = [&](index_t block) {
-            const index_t first = block * plan.block;
-            return queries.slice(first, std::min(plan.block, queries.rows - first));
-        };
-        // Candidates of block b: [query][part].
-        const auto candidates = [&](index_t block, index_t thread) {
-            const index_t place = plan.parts > 1 ? block : thread;
-            return scratch.candidates.subspan(static_cast<std::size_t>(place * plan.block * plan.parts),
-                                              static_cast<std::size_t>(plan.block * plan.parts));
-        };
-        const auto scan = [&](index_t block, index_t part, index_t thread) {
-            const Rows mine = block_rows(block);
-            Candidates* c = candidates(block, thread).data() + part;
-            for (index_t q = 0; q < mine.rows; ++q) c[q * plan.parts].restart();
-            const index_t first = part * plan.part_rows, last = std::min(first + plan.part_rows, keys.rows);
-            float* scores = scratch.scores.data() + thread * plan.block * scratch.tile;
-            detail::scan_keys<MetricT, T>(mine, keys, erased, first, last, scores, scratch.tile, c, plan.parts);
-        };
-        const auto finish = [&](index_t block, index_t thread) {
-            const auto c = candidates(block, thread);
-            const auto parts = static_cast<std::size_t>(plan.parts), room = parts * static_cast<std::size_t>(width);
-            const auto sorting = scratch.keys.subspan(static_cast<std::size_t>(thread) * 2 * room, 2 * room);
-            for (index_t q = 0; q < block_rows(block).rows; ++q) {
-                const index_t row = block * plan.block + q;
-                const std::size_t n =
-                    write_best(c.subspan(static_cast<std::size_t>(q) * parts, parts), sorting.first(room),
-                               sorting.subspan(room), hits.room_for_ids(row), hits.room_for_scores(row));
-                hits.set_size(row, static_cast<index_t>(n));
-            }
-        };
-        if (plan.parts == 1)
-            executor.run(plan.blocks, [&](index_t block, index_t thread) {
-                scan(block, 0, thread);
-                finish(block, thread);
+            keys.visit([&]<class T>(MatrixView<const T> rows) {
+                const index_t threads = executor.threads();
+                detail::ExactSearch<MetricT, T>(queries, rows, erased_ids(store), width, threads, hits).run(executor);
             });
-        else {
-            executor.run(plan.blocks * plan.parts,
-                         [&](index_t task, index_t thread) { scan(task / plan.parts, task % plan.parts, thread); });
-            executor.run(plan.blocks, finish);
-        }
-    }
-
-    template <class T>
-    static detail::SearchScratch prepare(const detail::SearchPlan& plan, index_t threads, MatrixView<const T> keys,
-                                         index_t width, Arena& arena) {
-        constexpr index_t cached = 1 << 17; // bytes of keys that stay near while a block of queries passes
-        detail::SearchScratch s;
-        s.tile =
-            std::clamp<index_t>(cached / std::max<index_t>(keys.cols * static_cast<index_t>(sizeof(T)), 1), 64, 1024) /
-            64 * 64;
-        arena.reset();
-        s.scores = arena.take<float>(static_cast<std::size_t>(threads * plan.block * s.tile));
-        s.keys = arena.take<std::uint64_t>(static_cast<std::size_t>(threads * 2 * plan.parts * width));
-        const index_t places = plan.parts > 1 ? plan.blocks : threads;
-        s.candidates = arena.take<Candidates>(static_cast<std::size_t>(places * plan.block * plan.parts));
-        for (Candidates& c : s.candidates)
-            c = Candidates::in(arena, static_cast<std::size_t>(width), static_cast<std::size_t>(plan.part_rows));
-        return s;
+        return hits;
     }
 };
 static_assert(Retriever<Exact<L2>> && Retriever<Exact<InnerProduct, Threads>> && Retriever<Exact<Cosine>>);
