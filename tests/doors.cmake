@@ -18,7 +18,7 @@ set(nn core kernels extract store retrieve combine loss text papers io)
 set(dist ${nn} nn)
 # Other people's headers, by the first part of their path. Everything else with a slash, and every .h, must be listed.
 set(libraries_core "")
-set(libraries_kernels immintrin.h cpuid.h arm_neon.h)
+set(libraries_kernels immintrin.h cpuid.h arm_neon.h sys)
 set(libraries_io nlohmann fcntl.h unistd.h sys)
 set(libraries_app nlohmann fmt unistd.h sys)
 set(libraries_faiss faiss omp.h)

@@ -13,9 +13,14 @@
 #include <mnemo/kernels/convert.hpp>
 #include <mnemo/kernels/cpu.hpp>
 #include <mnemo/kernels/filter.hpp>
+#include <mnemo/kernels/filter_bound.hpp>
+#include <mnemo/kernels/huge_pages.hpp>
 #include <mnemo/kernels/log_sum_exp.hpp>
 #include <mnemo/kernels/metric.hpp>
 #include <mnemo/kernels/multiply_add.hpp>
+#include <mnemo/kernels/pack.hpp>
+#include <mnemo/kernels/packed_keys.hpp>
+#include <mnemo/kernels/panel.hpp>
 #include <mnemo/kernels/score.hpp>
 #include <mnemo/kernels/select.hpp>
 #include <mnemo/loss/nll.hpp>
@@ -32,6 +37,7 @@
 #include <mnemo/retrieve/recite.hpp>
 #include <mnemo/retrieve/rescore.hpp>
 #include <mnemo/store/both.hpp>
+#include <mnemo/store/packed.hpp>
 #include <mnemo/store/tokens.hpp>
 #include <mnemo/store/views.hpp>
 #include <mnemo/text/blocks.hpp>

@@ -2,12 +2,15 @@
 #include "brute_force.hpp"
 #include "random_rows.hpp"
 
+#include <allocations.hpp>
 #include <catch.hpp>
 #include <kernels/simd_levels.hpp>
 #include <mnemo/retrieve/exact.hpp>
+#include <mnemo/store/packed.hpp>
 #include <mnemo/store/tokens.hpp>
 
 #include <functional>
+#include <random>
 
 using namespace mnemo;
 
@@ -117,25 +120,121 @@ TEST_CASE("a NaN among the queries of a block changes nothing for the others") {
     CHECK(answer(Exact<InnerProduct>{50}.retrieve(store, queries)) == brute_force<InnerProduct>(store, queries, 50));
 }
 
+// Thresholds are guessed from a sample where there are many keys: ties across the k-th place, and keys in an order that
+// makes every guess wrong.
+TEST_CASE("guessed thresholds lose nothing") {
+    const index_t n = 30000, d = 12, k = 100;
+    const Matrix some = clustered(n / 3, d, 1), queries = clustered(40, d, 2);
+    Matrix keys(n, d);
+    std::vector<std::int32_t> order = numbered(n);
+    std::shuffle(order.begin(), order.end(), std::mt19937(3));
+    const auto fill = [&](auto&& from) {
+        for (index_t i = 0; i < n; ++i) std::copy_n(from(i).begin(), d, keys[i].begin());
+    };
+    SECTION("every key three times") {
+        fill([&](index_t i) { return some[order[static_cast<std::size_t>(i)] % some.rows]; });
+    }
+    SECTION("6000 copies of one key") {
+        fill([&](index_t i) { return some[i < 6000 ? 5 : i % some.rows]; });
+    }
+    SECTION("the sampled panels are the nearest") {
+        fill([&](index_t i) { return i / detail::kPanel % 32 == 0 ? queries[i % 40] : some[i % some.rows]; });
+    }
+    SECTION("the sampled panels are the farthest") {
+        fill([&](index_t i) { return i / detail::kPanel % 32 != 0 ? queries[i % 40] : some[i % some.rows]; });
+    }
+    TokenStore<half> store(d);
+    store.append(keys, numbered(n));
+    const Answer expected = brute_force<L2>(store, queries, k);
+    const Packed<TokenStore<half>, L2> packed(store);
+    for (const SimdLevel level : simd_levels()) {
+        const UseSimdLevel use(level);
+        INFO(name(level));
+        CHECK(answer(Exact<L2>{k}.retrieve(store, queries)) == expected);
+        CHECK(answer(Exact<L2>{k}.retrieve(packed, queries)) == expected);
+        CHECK(answer(Exact<L2, Threads>{k, {2}}.retrieve(packed, queries)) == expected);
+    }
+    Answer one_by_one;
+    for (index_t q = 0; q < queries.rows; ++q)
+        one_by_one.push_back(answer(Exact<L2>{k}.retrieve(packed, Rows(queries).slice(q, 1)))[0]);
+    CHECK(one_by_one == expected);
+}
+
+TEMPLATE_TEST_CASE("a packed copy follows its store", "", L2, InnerProduct, Cosine) {
+    const index_t d = 37;
+    const Matrix keys = clustered(kKeys, d, 1), queries = clustered(20, d, 2);
+    for (const FilterFormat format : {FilterFormat::int8, FilterFormat::rotated_int8, FilterFormat::bfloat16}) {
+        INFO(name(format));
+        Packed<TokenStore<>, TestType> store(TokenStore<>(d), format);
+        const auto check_all = [&] {
+            for (const index_t batch : {1, 2, 3, 20}) {
+                const Rows some = Rows(queries).slice(0, batch);
+                const Answer expected = brute_force<TestType>(store, some, 70);
+                for (const SimdLevel level : simd_levels()) {
+                    const UseSimdLevel use(level);
+                    CHECK(answer(Exact<TestType>{70}.retrieve(store, some)) == expected);
+                    CHECK(answer(Exact<TestType, Threads>{70, {2}}.retrieve(store, some)) == expected);
+                }
+            }
+        };
+        index_t done = 0;
+        for (const index_t n : {1000, 1, 30, 2000}) { // panels that are not full go on
+            store.append(Rows(keys).slice(done, n), numbered(n));
+            done += n;
+        }
+        if (store.packed().runs_here()) CHECK(store.packed().rows == done);
+        check_all();
+        for (index_t id = 0; id < done; id += 3) store.replace(id, queries[id % 20], 1);
+        for (index_t id = 0; id < done; id += 7) store.erase(id);
+        std::vector<float> large(static_cast<std::size_t>(d), 500.0f);
+        store.replace(100, large, 1);
+        check_all();
+        large.assign(large.size(), 1e17f); // beyond the bound: all keys are scored
+        store.replace(101, large, 1);
+        check_all();
+        {
+            const UseSimdLevel use(SimdLevel::plain); // packs nothing; the next one does
+            store.append(Rows(keys).slice(done, 500), numbered(500));
+        }
+        check_all();
+        store.append(Rows(keys).slice(done + 500, 100), numbered(100));
+        check_all();
+    }
+}
+
+TEST_CASE("a search with a packed copy allocates nothing after the first") {
+    const Matrix keys = clustered(kKeys, 32, 1), queries = clustered(16, 32, 2);
+    Packed<TokenStore<half>, L2> store(TokenStore<half>(32));
+    store.append(keys, numbered(kKeys));
+    for (const index_t batch : {1, 4, 16}) {
+        const Rows some = Rows(queries).slice(0, batch);
+        Hits hits = Exact<L2>{50}.retrieve(store, some);
+        hits = Exact<L2>{50}.retrieve(store, some, std::move(hits));
+        const long before = allocations_so_far();
+        hits = Exact<L2>{50}.retrieve(store, some, std::move(hits));
+        CHECK(allocations_so_far() == before);
+    }
+}
+
 #if MNEMO_X86
 namespace {
 // Lower bounds of the candidates, against s in double: q'.x' - |x'|^2 / 2, or q.x'.
-template <class MetricT> void check_bounds(FilterFormat format, index_t d, float outlier) {
+template <class MetricT> void check_bounds(FilterFormat format, index_t d, float outlier, index_t used) {
     const index_t n = 480;
     Matrix keys = clustered(n, d, 3), queries = clustered(20, d, 4);
     for (Matrix* m : {&keys, &queries})
         for (index_t i = 0; i < m->rows; ++i) (*m)[i][0] *= outlier;
     const Rows rows = keys;
     std::vector<float> centre(static_cast<std::size_t>(d));
-    Filter<MetricT>::template centre_of<float>(rows, centre);
+    detail::mean_of<MetricT>(rows, std::span<float>(centre));
     Arena arena;
-    Filter<MetricT> filter(arena, queries.rows, d, FilterFormat::float32);
-    filter.use(format);
+    Filter<MetricT> filter(arena, queries.rows, d);
+    const Rows some = Rows(queries).slice(0, used);
+    REQUIRE(filter.use(some, format, centre.data()));
     std::vector<Candidates> found;
-    for (index_t q = 0; q < queries.rows; ++q) found.push_back(Candidates::in(arena, n, n));
-    REQUIRE(
-        filter.template scan<float>(queries, rows, {}, centre.data(), 0, n, found.data(), 1, [](index_t) { FAIL(); }));
-    for (index_t q = 0; q < queries.rows; ++q) {
+    for (index_t q = 0; q < used; ++q) found.push_back(Candidates::in(arena, n, n));
+    REQUIRE(filter.template scan<float>(rows, {}, 0, n, found.data(), 1, [](index_t) { FAIL(); }));
+    for (index_t q = 0; q < used; ++q) {
         const Candidates& c = found[static_cast<std::size_t>(q)];
         REQUIRE(c.count == static_cast<std::size_t>(n)); // fewer than k so far: all
         double norm_q = 0, widest = 0;
@@ -153,6 +252,11 @@ template <class MetricT> void check_bounds(FilterFormat format, index_t d, float
             }
             const double s = dot - (l2 ? squares / 2 : 0);
             REQUIRE(c.scores[i] <= s);
+            // An exact score tells where s is, from below and closely.
+            const double exact = score<MetricT>(queries[q], key);
+            const double reached = double(c.factor) * exact + double(c.shift);
+            REQUIRE(reached <= s + double(c.error)); // which covers the rounding of exact scores
+            REQUIRE(reached >= s - 2 * double(c.error));
             REQUIRE(s <= double(c.scores[i]) + 2 * double(c.error));
             widest = std::max(widest, std::abs(s - c.scores[i] - c.error));
         }
@@ -167,10 +271,13 @@ TEMPLATE_TEST_CASE("the filter's bounds hold", "", L2, InnerProduct, Cosine) {
         if (level == SimdLevel::plain) continue;
         for (const index_t d : {1, 7, 64, 100, 300})
             for (const float outlier : {1.0f, 200.0f}) {
-                check_bounds<TestType>(FilterFormat::float32, d, outlier);
+                check_bounds<TestType>(FilterFormat::float32, d, outlier, 20);
+                if (level >= SimdLevel::avx512_bf16) check_bounds<TestType>(FilterFormat::bfloat16, d, outlier, 20);
                 if (!Filter<TestType>::has_integers()) continue;
-                check_bounds<TestType>(FilterFormat::int8, d, outlier);
-                check_bounds<TestType>(FilterFormat::rotated_int8, d, outlier);
+                for (const index_t used : {1, 2, 3, 20}) { // up to four have two planes
+                    check_bounds<TestType>(FilterFormat::int8, d, outlier, used);
+                    check_bounds<TestType>(FilterFormat::rotated_int8, d, outlier, used);
+                }
             }
     }
 }

@@ -139,9 +139,25 @@ MNEMO_AVX512 inline std::size_t compact_avx512(float* v, std::uint32_t* ids, std
     }
     return count;
 }
+// Sixteen at a time; the last ones overlap. n >= 16.
+MNEMO_AVX512 inline std::pair<float, float> least_and_most_avx512(const float* v, std::size_t n) {
+    __m512 least = _mm512_loadu_ps(v + n - 16), most = least;
+    for (std::size_t i = 0; i + 16 <= n; i += 16) {
+        const __m512 x = _mm512_loadu_ps(v + i);
+        least = _mm512_min_ps(least, x), most = _mm512_max_ps(most, x);
+    }
+    return {_mm512_reduce_min_ps(least), _mm512_reduce_max_ps(most)};
+}
 MNEMO_INTRINSICS_END
 #endif
 
+inline std::pair<float, float> least_and_most(const float* v, std::size_t n) {
+#if MNEMO_X86
+    if (simd_level() >= SimdLevel::avx512 && n >= 16) return least_and_most_avx512(v, n);
+#endif
+    const auto [least, most] = std::minmax_element(v, v + n);
+    return {*least, *most};
+}
 inline std::size_t count_at_least(const float* v, std::size_t n, float t) {
 #if MNEMO_X86
     if (simd_level() >= SimdLevel::avx512) return count_avx512(v, n, t);
@@ -168,8 +184,8 @@ inline std::size_t append_at_least(const float* scores, std::size_t n, std::uint
 // bisection on the ordered integers. 1 <= k <= n.
 inline float threshold_for(const float* v, std::size_t n, std::size_t k, std::size_t slack) {
     assert(k >= 1 && k <= n);
-    const auto [least, most] = std::minmax_element(v, v + n);
-    std::int64_t low = ordered(*least), high = std::int64_t{ordered(*most)} + 1; // count(low) >= k > count(high)
+    const auto [least, most] = least_and_most(v, n);
+    std::int64_t low = ordered(least), high = std::int64_t{ordered(most)} + 1; // count(low) >= k > count(high)
     while (high - low > 1) {
         const std::int64_t middle = low + (high - low) / 2;
         const std::size_t count = count_at_least(v, n, unordered(static_cast<std::int32_t>(middle)));
@@ -225,8 +241,12 @@ struct Candidates {
     float* scores = nullptr;
     std::uint32_t* ids = nullptr;
     std::size_t count = 0, capacity = 0, k = 0;
-    float threshold = detail::kLowest; // k candidates reach it: an upper bound below is no candidate
+    float threshold =
+        detail::kLowest; // an upper bound below is no candidate; k lower bounds reach it, or it is a guess
     float error = 0;
+    float factor = 1, shift = 0; // of exact scores, to compare them with bounds
+    bool proven = false;         // k lower bounds reach the threshold
+    std::size_t likely = 0;      // the candidates before this one are scored exactly first
 
     /// Room for the k best of n: k in [1, n].
     static std::size_t capacity_for(std::size_t k, std::size_t n) {
@@ -241,7 +261,12 @@ struct Candidates {
         return c;
     }
 
-    void restart() { count = 0, threshold = detail::kLowest, error = 0; }
+    void restart() { count = likely = 0, threshold = detail::kLowest, error = 0, proven = false; }
+    /// Starts anew with a threshold that nothing proves yet: see settle().
+    void restart_with(float guess) {
+        restart();
+        threshold = guess;
+    }
     bool has_room_for(std::size_t n) const { return count + n <= capacity; }
 
     /// Takes ids first_id + i with their scores, n <= kSlack; the caller has seen to the room.
@@ -252,17 +277,49 @@ struct Candidates {
     /// Raises the threshold so that about k lower bounds reach it, and keeps those whose upper bound does.
     void raise(std::size_t slack) {
         if (count <= k) return;
-        threshold = std::max(threshold, detail::threshold_for(scores, count, k, slack));
+        const float t = detail::threshold_for(scores, count, k, slack);
+        if (t >= threshold) threshold = t, proven = true;
         count = detail::compact_at_least(scores, ids, count, threshold - 2 * error);
     }
     void raise() { raise(k / 16); }
+
+    /// Brings about k of the largest lower bounds to the front, both parts in the order of ids; spare holds `count`.
+    void split(std::span<std::uint64_t> spare) {
+        likely = count;
+        if (count <= k) return;
+        const float t = detail::threshold_for(scores, count, k, k / 16);
+        likely = 0;
+        std::size_t others = 0;
+        for (std::size_t i = 0; i < count; ++i) { // both are written, one is kept
+            const float s = scores[i];
+            const std::uint32_t id = ids[i];
+            spare[others] = std::uint64_t{std::bit_cast<std::uint32_t>(s)} << 32 | id;
+            scores[likely] = s, ids[likely] = id;
+            likely += s >= t, others += !(s >= t);
+        }
+        for (std::size_t i = 0; i < others; ++i) {
+            scores[likely + i] = std::bit_cast<float>(static_cast<std::uint32_t>(spare[i] >> 32));
+            ids[likely + i] = static_cast<std::uint32_t>(spare[i]);
+        }
+    }
+    /// Drops candidates that k of the likely ones, now scored exactly, prove too far. False where the threshold was a
+    /// guess that they do not reach: candidates may be missing.
+    bool settle() {
+        const bool guess = threshold > detail::kLowest && !proven;
+        if (likely < k) return !guess;
+        const float kth = detail::threshold_for(scores, likely, k, 0);
+        const float reached = factor * kth + shift - 0x1p-21f * std::abs(kth);
+        if (guess && !(reached >= threshold)) return false;
+        count = likely + detail::compact_at_least(scores + likely, ids + likely, count - likely, reached - 2 * error);
+        return true;
+    }
 
     /// The k best exact scores, ties by lower id; the others go. Scores must be exact.
     void cut() {
         if (count <= k) return;
         threshold = std::max(threshold, detail::threshold_for(scores, count, k, 0));
         count = detail::compact_at_least(scores, ids, count, threshold);
-        if (count == k) return;
+        if (count <= k) return;
         std::size_t better = 0; // to the front, the ties behind them
         for (std::size_t i = 0; i < count; ++i)
             if (scores[i] > threshold) {

@@ -17,32 +17,48 @@ namespace mnemo {
 
 namespace detail {
 
+// The packed copy of a store that keeps one for this metric and this machine, or an empty one.
+template <MetricTag MetricT> PackedView packed_of(const auto& store) {
+    if constexpr (requires { PackedView(store.packed()); }) {
+        const PackedView packed = store.packed();
+        if (packed.metric == MetricT::metric && packed.d == store.key_dim() && packed.rows <= store.size() &&
+            packed.runs_here())
+            return packed;
+    }
+    return {};
+}
+
 // How a search is cut into tasks: blocks of queries, and parts of the keys where there are more threads than blocks.
-// Filtered blocks are large, because each packs the keys anew.
+// Filtered blocks are large, because each reads the keys anew.
 struct SearchPlan {
     static constexpr index_t kLeastPart = 4096;                      // keys that are worth a task
-    static constexpr index_t kLeastFiltered = 32, kLeastFloat = 128; // queries that are worth packing the keys
+    static constexpr index_t kLeastFiltered = 16, kLeastFloat = 128; // queries that are worth packing the keys
+    static constexpr index_t kLeastPacked = 1024;                    // keys that are worth a filter if packed before
     static constexpr index_t kMostFiltered = 1024;
     static constexpr index_t kDirect = 64; // queries that share one pass over the keys
     bool filtered;
     index_t threads, block, blocks, parts, part_rows;
 
-    SearchPlan(index_t queries, index_t keys, index_t k, index_t threads_, bool has_filter) : threads(threads_) {
-        filtered = has_filter && queries >= kLeastFiltered && keys >= kLeastPart && keys / 4 >= k;
+    SearchPlan(index_t queries, index_t keys, index_t k, index_t threads_, bool has_filter, bool packed)
+        : threads(threads_) {
+        filtered = has_filter && keys / 4 >= k &&
+                   (packed ? keys >= kLeastPacked : keys >= kLeastPart && queries >= kLeastFiltered);
         const index_t most = filtered ? std::clamp<index_t>(queries / threads, kDirect, kMostFiltered) : kDirect;
         block = std::min(most, queries);
         blocks = (queries + block - 1) / block;
         parts = std::clamp<index_t>((threads + blocks - 1) / blocks, 1, std::max<index_t>(keys / kLeastPart, 1));
-        part_rows = ((keys + parts - 1) / parts + 63) / 64 * 64; // whole words of erased ids
+        constexpr index_t whole = 192; // words of erased ids and panels
+        part_rows = ((keys + parts - 1) / parts + whole - 1) / whole * whole;
     }
 };
 
 // One search: everything that its tasks share. Buffers come from the arena of the hits.
 template <MetricTag MetricT, class T> class ExactSearch {
   public:
-    ExactSearch(Rows queries, MatrixView<const T> keys, IdSet erased, index_t k, index_t threads, Hits& hits)
-        : queries_(queries), keys_(keys), erased_(erased), hits_(hits),
-          plan_(queries.rows, keys.rows, k, threads, Filter<MetricT>::available(keys.cols)) {
+    ExactSearch(Rows queries, MatrixView<const T> keys, const PackedView& packed, IdSet erased, index_t k,
+                index_t threads, Hits& hits)
+        : queries_(queries), keys_(keys), packed_(packed), erased_(erased), hits_(hits),
+          plan_(queries.rows, keys.rows, k, threads, Filter<MetricT>::available(keys.cols), packed.rows > 0) {
         constexpr index_t cached = 1 << 17; // bytes of keys that stay near while a block of queries passes
         const index_t row_bytes = std::max<index_t>(keys.cols * static_cast<index_t>(sizeof(T)), 1);
         tile_ = std::clamp<index_t>(cached / row_bytes, 64, 1024) / 64 * 64;
@@ -59,12 +75,16 @@ template <MetricTag MetricT, class T> class ExactSearch {
         for (Candidates& c : candidates_) c = Candidates::in(arena, size(k), size(plan_.part_rows));
         if constexpr (MNEMO_X86) {
             if (plan_.filtered) {
-                centre_ = arena.take<float>(size(keys.cols));
-                Filter<MetricT>::centre_of(keys, centre_);
                 filters_ = arena.take<Filter<MetricT>>(size(threads));
-                for (Filter<MetricT>& f : filters_)
-                    std::construct_at(&f, arena, plan_.block, keys.cols, FilterFormat::float32);
-                choose_format();
+                for (Filter<MetricT>& f : filters_) std::construct_at(&f, arena, plan_.block, keys.cols);
+                if (packed.rows > 0) {
+                    centre_ = packed.centre, format_ = packed.format;
+                } else {
+                    const auto mean = arena.take<float>(size(keys.cols));
+                    mean_of<MetricT>(keys, mean);
+                    centre_ = mean.data();
+                    choose_format();
+                }
             }
         }
     }
@@ -101,6 +121,7 @@ template <MetricTag MetricT, class T> class ExactSearch {
     // saves. Only time depends on the choice.
     void choose_format() {
         constexpr index_t most_queries = 8, candidates_a_k = 4;
+        format_ = FilterFormat::float32;
         if (!Filter<MetricT>::has_integers()) {
             plan_.filtered = queries_.rows >= SearchPlan::kLeastFloat;
             return;
@@ -113,26 +134,24 @@ template <MetricTag MetricT, class T> class ExactSearch {
         const std::size_t k = std::max<std::size_t>(candidates_.front().k / size(step), 1);
         Filter<MetricT>& filter = filters_.front();
         std::size_t least = 2 * candidates_a_k * k * size(some.rows); // as float32 would cost
-        FilterFormat best = FilterFormat::float32;
-        for (const FilterFormat format : {FilterFormat::int8, FilterFormat::rotated_int8}) {
+        for (const FilterFormat format : {FilterFormat::int8, FilterFormat::rotated_int8, FilterFormat::bfloat16}) {
+            if (format == FilterFormat::bfloat16 && simd_level() < SimdLevel::avx512_bf16) break;
             for (index_t q = 0; q < some.rows; ++q) {
                 c[size(q)] = candidates_[size(q)];
                 c[size(q)].restart();
                 c[size(q)].k = k;
             }
-            filter.use(format);
             std::size_t found = 0;
             const auto full = [&](index_t q) { found += std::exchange(c[size(q)].count, 0); };
-            if (!filter.scan(some, sample, {}, centre_.data(), 0, rows, c.data(), 1, full)) break;
+            if (!filter.use(some, format, centre_) || !filter.scan(sample, {}, 0, rows, c.data(), 1, full)) break;
             for (index_t q = 0; q < some.rows; ++q) {
                 c[size(q)].raise(0);
                 found += c[size(q)].count;
             }
-            if (found < least) least = found, best = format;
+            if (found < least) least = found, format_ = format;
             if (found <= candidates_a_k * k * size(some.rows)) break;
         }
-        for (Filter<MetricT>& f : filters_) f.use(best);
-        plan_.filtered = best != FilterFormat::float32 || queries_.rows >= SearchPlan::kLeastFloat;
+        plan_.filtered = format_ != FilterFormat::float32 || queries_.rows >= SearchPlan::kLeastFloat;
     }
 
     // Leaves exact scores of the part's candidates, the k best among them.
@@ -152,13 +171,58 @@ template <MetricTag MetricT, class T> class ExactSearch {
     bool filter([[maybe_unused]] Rows rows, [[maybe_unused]] index_t first, [[maybe_unused]] index_t last,
                 [[maybe_unused]] Candidates* c, [[maybe_unused]] index_t thread) {
         if constexpr (MNEMO_X86) {
-            const auto full = [&](index_t q) { cut_exactly(rows[q], c[q * plan_.parts], thread); };
-            if (!filters_[size(thread)].scan(rows, keys_, erased_, centre_.data(), first, last, c, plan_.parts, full))
-                return false;
-            for (index_t q = 0; q < rows.rows; ++q) c[q * plan_.parts].raise(0);
-            rescore(rows, first, last, c, cursors_.data() + thread * plan_.block);
+            if (!guess_thresholds(rows, first, last, c, thread) || !scan(rows, first, last, c, thread)) return false;
+            score_likely(rows, first, last, c, thread);
+            // A guess that was too high: those queries again, without.
+            for (index_t q = 0; q < rows.rows; q += kGroup) {
+                const index_t n = std::min(kGroup, rows.rows - q);
+                Candidates* mine = c + q * plan_.parts;
+                bool settled = true;
+                for (index_t i = 0; i < n; ++i) settled = mine[i * plan_.parts].settle() && settled;
+                if (settled) continue;
+                for (index_t i = 0; i < n; ++i) mine[i * plan_.parts].restart();
+                if (!scan(rows.slice(q, n), first, last, mine, thread)) return false;
+                score_likely(rows.slice(q, n), first, last, mine, thread);
+                for (index_t i = 0; i < n; ++i) mine[i * plan_.parts].settle();
+            }
+            rescore(rows, first, last, c, thread, true);
+            for (index_t q = 0; q < rows.rows; ++q) c[q * plan_.parts].threshold = kLowest; // it was one of bounds
         }
         return true;
+    }
+    void score_likely(Rows rows, index_t first, index_t last, Candidates* c, index_t thread) const {
+        for (index_t q = 0; q < rows.rows; ++q) c[q * plan_.parts].split(ranks(thread, 0));
+        rescore(rows, first, last, c, thread, false);
+    }
+
+    // The first pass over keys [first, last), packed before as far as they are.
+    bool scan(Rows rows, index_t first, index_t last, Candidates* c, index_t thread, index_t step = 1) {
+        Filter<MetricT>& filter = filters_[size(thread)];
+        const auto full = [&](index_t q) { cut_exactly(rows[q], c[q * plan_.parts], thread); };
+        const index_t middle = std::clamp(packed_.rows, first, last);
+        if (!filter.use(rows, format_, centre_)) return false;
+        if (middle > first && !filter.scan(packed_, erased_, first, middle, c, plan_.parts, full, step)) return false;
+        if (last > middle && !filter.scan(keys_, erased_, middle, last, c, plan_.parts, full, step)) return false;
+        for (index_t q = 0; q < rows.rows; ++q) c[q * plan_.parts].raise(0);
+        return true;
+    }
+
+    // Thresholds to start with, from a sample of the panels: most keys then never become candidates. False where the
+    // filter fails.
+    bool guess_thresholds(Rows rows, index_t first, index_t last, Candidates* c, index_t thread) {
+        constexpr index_t step = 32;
+        const std::size_t k = c->k;
+        if (rows.rows < kGroup || last - first < 16 * step * kPanel || size(last - first) < 8 * k) return true;
+        const auto expected = static_cast<float>(k) / step; // of the k best in the sample, give or take its root
+        const auto sampled = static_cast<std::size_t>(expected + 5 * std::sqrt(expected) + 8);
+        for (index_t q = 0; q < rows.rows; ++q) c[q * plan_.parts].k = sampled;
+        const bool done = scan(rows, first, last, c, thread, step);
+        for (index_t q = 0; q < rows.rows; ++q) {
+            Candidates& mine = c[q * plan_.parts];
+            mine.restart_with(mine.proven ? mine.threshold + mine.error : kLowest);
+            mine.k = k;
+        }
+        return done;
     }
 
     // The k best of `c` by exact score stay, in the order of their ids and with the lower bounds they had. Bounds the
@@ -179,22 +243,24 @@ template <MetricTag MetricT, class T> class ExactSearch {
         c.count = kept;
     }
 
-    // Candidates' ids ascend, so a tile of keys is read once for all queries.
-    void rescore(Rows rows, index_t first, index_t last, Candidates* c, std::size_t* cursors) const {
-        const index_t tile = 4 * tile_; // few candidates of a query lie in each
-        std::fill_n(cursors, rows.rows, std::size_t{0});
+    // Exact scores of the likely candidates, or of the others. Ids ascend, so keys are read a tile at a time.
+    void rescore(Rows rows, index_t first, index_t last, Candidates* c, index_t thread, bool others) const {
+        const index_t tile = 8 * tile_; // a query has some candidates in each
+        std::size_t* cursors = cursors_.data() + thread * plan_.block;
+        for (index_t q = 0; q < rows.rows; ++q) cursors[q] = others ? c[q * plan_.parts].likely : 0;
         for (index_t end = first + tile; end < last + tile; end += tile)
             for (index_t q = 0; q < rows.rows; ++q) {
-                Candidates& mine = c[q * plan_.parts];
-                const std::size_t from = cursors[q];
-                std::size_t to = from;
-                while (to < mine.count && static_cast<index_t>(mine.ids[to]) < end) ++to;
-                if (to > from)
-                    score<MetricT, T>(rows.slice(q, 1), keys_, mine.ids + from, static_cast<index_t>(to - from),
-                                      mine.scores + from, 0);
-                cursors[q] = to;
+                const Candidates& mine = c[q * plan_.parts];
+                rescore(rows.slice(q, 1), end, others ? mine.count : mine.likely, mine, cursors[q]);
             }
-        for (index_t q = 0; q < rows.rows; ++q) c[q * plan_.parts].threshold = kLowest; // it was one of bounds
+    }
+    // Candidates from `cursor` on, up to `stop`, with ids below `end`.
+    void rescore(Rows query, index_t end, std::size_t stop, const Candidates& c, std::size_t& cursor) const {
+        std::size_t to = cursor;
+        while (to < stop && static_cast<index_t>(c.ids[to]) < end) ++to;
+        if (to > cursor)
+            score<MetricT, T>(query, keys_, c.ids + cursor, static_cast<index_t>(to - cursor), c.scores + cursor, 0);
+        cursor = to;
     }
 
     void score_all(Rows rows, index_t first, index_t last, Candidates* c, index_t thread) {
@@ -239,6 +305,7 @@ template <MetricTag MetricT, class T> class ExactSearch {
 
     Rows queries_;
     MatrixView<const T> keys_;
+    PackedView packed_;
     IdSet erased_;
     Hits& hits_;
     SearchPlan plan_;
@@ -248,7 +315,8 @@ template <MetricTag MetricT, class T> class ExactSearch {
     std::span<std::uint64_t> ranks_; // [threads, 2, ranks_a_thread]
     std::span<std::size_t> cursors_; // [threads, block]
     std::span<Candidates> candidates_;
-    std::span<float> centre_;            // [d], of the filter
+    const float* centre_ = nullptr; // [d], of the filter
+    FilterFormat format_ = FilterFormat::float32;
     std::span<Filter<MetricT>> filters_; // [threads]
 };
 
@@ -275,8 +343,10 @@ template <MetricTag MetricT, Executor X = Serial> struct Exact {
         hits.resize(queries.rows, width);
         if (width > 0 && queries.rows > 0)
             keys.visit([&]<class T>(MatrixView<const T> rows) {
-                const index_t threads = executor.threads();
-                detail::ExactSearch<MetricT, T>(queries, rows, erased_ids(store), width, threads, hits).run(executor);
+                const PackedView packed = detail::packed_of<MetricT>(store);
+                detail::ExactSearch<MetricT, T>(queries, rows, packed, erased_ids(store), width, executor.threads(),
+                                                hits)
+                    .run(executor);
             });
         return hits;
     }

@@ -4,6 +4,7 @@
 #include <mnemo/core/concepts.hpp>
 #include <mnemo/core/error.hpp>
 #include <mnemo/kernels/convert.hpp>
+#include <mnemo/kernels/huge_pages.hpp>
 
 #include <algorithm>
 #include <vector>
@@ -81,7 +82,7 @@ template <KeyElement Key = float> class TokenStore {
     }
 
     index_t key_dim_;
-    std::vector<Key> keys_; // [size, key_dim]
+    HugeVector<Key> keys_; // [size, key_dim]
     std::vector<value_type> values_;
     std::vector<std::uint64_t> erased_; // a bit an id, as far as the last erased one
 };

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <mnemo/kernels/pack.hpp>
+#include <mnemo/kernels/select.hpp>
+
+// The first pass itself: a group of queries times a panel of keys, and what of it goes to the candidates.
+
+namespace mnemo {
+
+namespace detail {
+
+#if MNEMO_X86
+MNEMO_INTRINSICS_BEGIN
+
+// Sums of whole groups of products. The intrinsics make g++ 12 copy every sum around the instruction, which halves the
+// rate.
+MNEMO_AVX512_VNNI inline __m512i dot4(__m512i sum, __m512i unsigned_bytes, __m512i signed_bytes) {
+#if defined(__GNUC__) && !defined(__clang__)
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(unsigned_bytes), "v"(signed_bytes));
+    return sum;
+#else
+    return _mm512_dpbusd_epi32(sum, unsigned_bytes, signed_bytes);
+#endif
+}
+MNEMO_AVX512_BF16 inline __m512 dot2(__m512 sum, __m512i a, __m512i b) {
+#if defined(__GNUC__) && !defined(__clang__)
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+    return sum;
+#else
+    return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+#endif
+}
+
+// One group [words, kGroup] of queries. Row m of M is a query; with two planes it is the rows 2 m and 2 m + 1.
+struct Group {
+    const std::uint32_t* words;
+    const float* scale; // [kGroup], of the integers
+    const float* limit; // [kGroup], by query: what t must reach
+};
+
+// A bit for each row of t [M, kPanel] that reaches its limit.
+template <int M> MNEMO_AVX512 inline unsigned store_and_compare(const __m512 (&t)[M][3], const Group& g, float* out) {
+    unsigned hits = 0;
+    MNEMO_UNROLL
+    for (int m = 0; m < M; ++m) {
+        const __m512 limit = _mm512_set1_ps(g.limit[m]);
+        unsigned any = 0;
+        MNEMO_UNROLL
+        for (int v = 0; v < 3; ++v) {
+            any |= _mm512_cmp_ps_mask(t[m][v], limit, _CMP_GE_OQ);
+            _mm512_storeu_ps(out + m * kPanel + 16 * v, t[m][v]);
+        }
+        hits |= any ? 1u << m : 0u;
+    }
+    return hits;
+}
+template <int M, int Planes>
+MNEMO_AVX512_VNNI inline unsigned multiply_int8(const Group& g, const Panel& p, index_t words, float* out) {
+    __m512i sum[M * Planes][3];
+    MNEMO_UNROLL
+    for (int m = 0; m < M * Planes; ++m) {
+        MNEMO_UNROLL
+        for (int v = 0; v < 3; ++v) sum[m][v] = _mm512_loadu_si512(p.offset + 16 * v);
+    }
+    for (index_t w = 0; w < words; ++w) {
+        __m512i key[3];
+        MNEMO_UNROLL
+        for (int v = 0; v < 3; ++v) key[v] = _mm512_loadu_si512(p.words + w * kPanel + 16 * v);
+        MNEMO_UNROLL
+        for (int m = 0; m < M * Planes; ++m) {
+            const __m512i a = _mm512_set1_epi32(static_cast<int>(g.words[w * kGroup + m]));
+            MNEMO_UNROLL
+            for (int v = 0; v < 3; ++v) sum[m][v] = dot4(sum[m][v], a, key[v]);
+        }
+    }
+    __m512 t[M][3];
+    MNEMO_UNROLL
+    for (int v = 0; v < 3; ++v) {
+        const __m512 scale = _mm512_loadu_ps(p.scale + 16 * v), bias = _mm512_loadu_ps(p.bias + 16 * v);
+        MNEMO_UNROLL
+        for (int m = 0; m < M; ++m) {
+            t[m][v] = bias;
+            MNEMO_UNROLL
+            for (int i = Planes * m; i < Planes * (m + 1); ++i)
+                t[m][v] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[i][v]),
+                                          _mm512_mul_ps(scale, _mm512_set1_ps(g.scale[i])), t[m][v]);
+        }
+    }
+    return store_and_compare<M>(t, g, out);
+}
+template <int M>
+MNEMO_AVX512_BF16 inline unsigned multiply_bfloat16(const Group& g, const Panel& p, index_t words, float* out) {
+    __m512 sum[M][3];
+    MNEMO_UNROLL
+    for (int m = 0; m < M; ++m) {
+        MNEMO_UNROLL
+        for (int v = 0; v < 3; ++v) sum[m][v] = _mm512_loadu_ps(p.bias + 16 * v);
+    }
+    for (index_t w = 0; w < words; ++w) {
+        __m512i key[3];
+        MNEMO_UNROLL
+        for (int v = 0; v < 3; ++v) key[v] = _mm512_loadu_si512(p.words + w * kPanel + 16 * v);
+        MNEMO_UNROLL
+        for (int m = 0; m < M; ++m) {
+            const __m512i a = _mm512_set1_epi32(static_cast<int>(g.words[w * kGroup + m]));
+            MNEMO_UNROLL
+            for (int v = 0; v < 3; ++v) sum[m][v] = dot2(sum[m][v], a, key[v]);
+        }
+    }
+    return store_and_compare<M>(sum, g, out);
+}
+template <int M>
+MNEMO_AVX512 inline unsigned multiply_float_avx512(const Group& g, const Panel& p, index_t words, float* out) {
+    const auto *keys = reinterpret_cast<const float*>(p.words), *q = reinterpret_cast<const float*>(g.words);
+    __m512 sum[M][3];
+    MNEMO_UNROLL
+    for (int m = 0; m < M; ++m) {
+        MNEMO_UNROLL
+        for (int v = 0; v < 3; ++v) sum[m][v] = _mm512_loadu_ps(p.bias + 16 * v);
+    }
+    for (index_t w = 0; w < words; ++w) {
+        __m512 key[3];
+        MNEMO_UNROLL
+        for (int v = 0; v < 3; ++v) key[v] = _mm512_loadu_ps(keys + w * kPanel + 16 * v);
+        MNEMO_UNROLL
+        for (int m = 0; m < M; ++m) {
+            const __m512 a = _mm512_set1_ps(q[w * kGroup + m]);
+            MNEMO_UNROLL
+            for (int v = 0; v < 3; ++v) sum[m][v] = _mm512_fmadd_ps(a, key[v], sum[m][v]);
+        }
+    }
+    return store_and_compare<M>(sum, g, out);
+}
+// Half a panel at a time, and the caller half a group: 12 sums, 3 vectors of keys and a query fill the 16 registers.
+template <int M>
+MNEMO_AVX2 inline unsigned multiply_float_avx2(const Group& g, const Panel& p, index_t words, float* out) {
+    const auto *keys = reinterpret_cast<const float*>(p.words), *q = reinterpret_cast<const float*>(g.words);
+    unsigned hits = 0;
+    for (index_t first = 0; first < kPanel; first += 24) {
+        __m256 sum[M][3];
+        MNEMO_UNROLL
+        for (int m = 0; m < M; ++m) {
+            MNEMO_UNROLL
+            for (int v = 0; v < 3; ++v) sum[m][v] = _mm256_loadu_ps(p.bias + first + 8 * v);
+        }
+        for (index_t w = 0; w < words; ++w) {
+            __m256 key[3];
+            MNEMO_UNROLL
+            for (int v = 0; v < 3; ++v) key[v] = _mm256_loadu_ps(keys + w * kPanel + first + 8 * v);
+            MNEMO_UNROLL
+            for (int m = 0; m < M; ++m) {
+                const __m256 a = _mm256_broadcast_ss(q + w * kGroup + m);
+                MNEMO_UNROLL
+                for (int v = 0; v < 3; ++v) sum[m][v] = _mm256_fmadd_ps(a, key[v], sum[m][v]);
+            }
+        }
+        MNEMO_UNROLL
+        for (int m = 0; m < M; ++m) {
+            const __m256 limit = _mm256_set1_ps(g.limit[m]);
+            int any = 0;
+            MNEMO_UNROLL
+            for (int v = 0; v < 3; ++v) {
+                any |= _mm256_movemask_ps(_mm256_cmp_ps(sum[m][v], limit, _CMP_GE_OQ));
+                _mm256_storeu_ps(out + m * kPanel + first + 8 * v, sum[m][v]);
+            }
+            hits |= any ? 1u << m : 0u;
+        }
+    }
+    return hits;
+}
+
+// Takes the lanes of t [kPanel] that reach the limit: lower bounds, t - error, under the ids of the lanes.
+MNEMO_AVX512 inline void take_avx512(const float* t, float limit, float error, const std::uint32_t* ids,
+                                     Candidates& c) {
+    const __m512 least = _mm512_set1_ps(limit), e = _mm512_set1_ps(error);
+    std::size_t n = c.count;
+    for (int v = 0; v < 3; ++v) {
+        const __m512 x = _mm512_loadu_ps(t + 16 * v);
+        n += store_hits(_mm512_cmp_ps_mask(x, least, _CMP_GE_OQ), _mm512_sub_ps(x, e), _mm512_loadu_si512(ids + 16 * v),
+                        c.scores + n, c.ids + n);
+    }
+    c.count = n;
+}
+inline void take_plain(const float* t, float limit, float error, const std::uint32_t* ids, Candidates& c) {
+    for (index_t l = 0; l < kPanel; ++l) {
+        c.scores[c.count] = t[l] - error;
+        c.ids[c.count] = ids[l];
+        c.count += t[l] >= limit;
+    }
+}
+MNEMO_INTRINSICS_END
+#endif
+
+} // namespace detail
+
+} // namespace mnemo
