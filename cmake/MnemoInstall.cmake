@@ -11,7 +11,7 @@ endforeach()
 configure_package_config_file(cmake/mnemoConfig.cmake.in mnemoConfig.cmake INSTALL_DESTINATION "${package_dir}")
 write_basic_package_version_file(mnemoConfigVersion.cmake COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
 install(FILES "${CMAKE_CURRENT_BINARY_DIR}/mnemoConfig.cmake" "${CMAKE_CURRENT_BINARY_DIR}/mnemoConfigVersion.cmake"
-              cmake/FindMnemoTorch.cmake
+              cmake/FindMnemoTorch.cmake cmake/FindMnemoUtf8proc.cmake
         DESTINATION "${package_dir}")
 configure_file(cmake/mnemo.pc.in mnemo.pc @ONLY)
 install(FILES "${CMAKE_CURRENT_BINARY_DIR}/mnemo.pc" DESTINATION "${CMAKE_INSTALL_DATAROOTDIR}/pkgconfig")

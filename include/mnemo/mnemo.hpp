@@ -45,4 +45,9 @@
 #include <mnemo/text/corpus.hpp>
 #include <mnemo/text/excerpts.hpp>
 #include <mnemo/text/hash.hpp>
+#include <mnemo/text/llama_tokenizer.hpp>
+#include <mnemo/text/merge_pairs.hpp>
 #include <mnemo/text/remaining.hpp>
+#include <mnemo/text/special_tokens.hpp>
+#include <mnemo/text/utf8.hpp>
+#include <mnemo/text/word_dictionary.hpp>

@@ -4,6 +4,7 @@
 #include <mnemo/core/error.hpp>
 #include <mnemo/core/matrix_view.hpp>
 #include <mnemo/text/hash.hpp>
+#include <mnemo/text/merge_pairs.hpp>
 
 #include <algorithm>
 #include <array>
@@ -215,23 +216,22 @@ inline void Bpe::encode(std::string_view text, std::vector<std::int32_t>& ids) c
         std::size_t first, size;
     };
     std::unordered_map<std::string_view, Span> known; // word -> where its ids stand in `cache`
-    std::vector<std::int32_t> cache;
+    std::vector<std::int32_t> cache, symbols;
+    PairMerger merger;
+    const auto rule = [&](std::int32_t left, std::int32_t right) -> PairMerge {
+        const auto found = ids_.find(key(left, right));
+        return found == ids_.end() ? PairMerge{} : PairMerge{static_cast<double>(found->second), found->second};
+    };
     for (std::size_t i = 0; i < text.size();) {
         const std::string_view word = text.substr(i, next_word(text.substr(i)));
         i += word.size();
         const auto [it, added] = known.try_emplace(word, Span{cache.size(), 0});
         if (added) {
             const std::size_t first = cache.size();
-            for (const char c : word) cache.push_back(first_byte + static_cast<unsigned char>(c));
-            for (;;) { // the lowest-ranked pair everywhere in the word, until there is none
-                std::int32_t merged = 0;
-                for (std::size_t j = first; j + 1 < cache.size(); ++j)
-                    if (const auto found = ids_.find(key(cache[j], cache[j + 1])); found != ids_.end())
-                        merged = merged == 0 ? found->second : std::min(merged, found->second);
-                if (merged == 0) break;
-                const auto [left, right] = merges_[static_cast<std::size_t>(merged - first_merge)];
-                replace_pair(cache, first, left, right, merged);
-            }
+            symbols.clear();
+            for (const char c : word) symbols.push_back(first_byte + static_cast<unsigned char>(c));
+            const auto merged = merger.merge(symbols, rule);
+            cache.insert(cache.end(), merged.begin(), merged.end());
             it->second.size = cache.size() - first;
         }
         const auto from = cache.begin() + static_cast<std::ptrdiff_t>(it->second.first);
