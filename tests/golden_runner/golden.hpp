@@ -6,6 +6,8 @@
 #include <mnemo/core/matrix_view.hpp>
 #include <mnemo/io/safetensors.hpp>
 
+#include <nlohmann/json.hpp>
+
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -196,8 +198,65 @@ struct Register {
     Register(const char* case_name, Handler handler) { handlers()[case_name] = handler; }
 };
 
+/// A folder with a manifest.json of case `hosts.bad` is one fixture: files that are broken on purpose, each with the
+/// `kind` of reader it is for. A reader, written with BAD_FILES below, opens one file and returns what it read, or
+/// throws the library's Error. The runner compares: `expect` error, ok or ok_or_clear_error, and every value that the
+/// entry states.
+using Reader = nlohmann::json (*)(const std::filesystem::path& file, const nlohmann::json& entry);
+inline std::map<std::string, Reader>& readers() {
+    static std::map<std::string, Reader> all;
+    return all;
+}
+struct RegisterReader {
+    RegisterReader(const char* kind, Reader reader) { readers()[kind] = reader; }
+};
+
+/// What differs in one entry; empty if nothing does.
+inline std::string bad_file_failure(const std::filesystem::path& folder, const nlohmann::json& entry, Reader reader) {
+    const std::string name = entry.at("file"), expect = entry.at("expect");
+    // Fields of the manifest that are no values of the file.
+    static const std::set<std::string> about = {"file",  "kind", "expect",        "reason", "stage",
+                                                "note", "row",  "python_reader", "column"};
+    if (!std::filesystem::exists(folder / name)) return "the file is missing";
+    nlohmann::json got;
+    try {
+        got = reader(folder / name, entry);
+    } catch (const mnemo::Error& error) {
+        const std::string message = error.what();
+        if (expect == "ok") return "expected to be read, got: " + message;
+        if (message.find(name) == std::string::npos) return "expected the name of the file, got: " + message;
+        return {};
+    } catch (const std::exception& error) {
+        return mnemo::text("expected the library's Error, got another exception: ", error.what());
+    }
+    if (expect == "error") return "expected an Error, got " + got.dump();
+    const auto same = [](auto&& self, const nlohmann::json& a, const nlohmann::json& b) -> bool {
+        if (a.is_number() && b.is_number())
+            return std::abs(a.get<double>() - b.get<double>()) <= 1e-6 * (1 + std::abs(b.get<double>()));
+        if (a.type() != b.type() || !a.is_structured() || a.size() != b.size()) return a == b;
+        for (auto x = a.begin(), y = b.begin(); x != a.end(); ++x, ++y)
+            if ((a.is_object() && x.key() != y.key()) || !self(self, *x, *y)) return false;
+        return true;
+    };
+    for (const auto& [field, expected] : entry.items()) {
+        if (about.count(field) != 0) continue;
+        if (!got.contains(field)) return "the reader did not say its `" + field + "`";
+        if (!same(same, got.at(field), expected))
+            return field + ": expected " + expected.dump() + ", got " + got.at(field).dump();
+    }
+    return {};
+}
+
 } // namespace golden
 
+/// BAD_FILES("kind") { ... } reads one file of that kind; `file` and `entry` are its arguments, it returns an object.
+#define BAD_FILES(kind)                                                                                                \
+    static nlohmann::json MNEMO_GOLDEN_JOIN(bad_files_, __LINE__)(const std::filesystem::path&,                        \
+                                                                  const nlohmann::json&);                              \
+    static const golden::RegisterReader MNEMO_GOLDEN_JOIN(bad_files_register_, __LINE__){                              \
+        kind, MNEMO_GOLDEN_JOIN(bad_files_, __LINE__)};                                                                \
+    static nlohmann::json MNEMO_GOLDEN_JOIN(bad_files_, __LINE__)(                                                     \
+        [[maybe_unused]] const std::filesystem::path& file, [[maybe_unused]] const nlohmann::json& entry)
 #define MNEMO_GOLDEN_JOIN_(a, b) a##b
 #define MNEMO_GOLDEN_JOIN(a, b) MNEMO_GOLDEN_JOIN_(a, b)
 /// GOLDEN("topic.kind") { ... } is the handler of all fixtures of that case; `fixture` and `check` are its arguments.

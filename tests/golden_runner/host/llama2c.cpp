@@ -37,3 +37,8 @@ GOLDEN("hosts.llama2c") {
                                        std::stoull(name.substr(name.rfind("_s") + 2))));
     }
 }
+
+BAD_FILES("llama2c") {
+    const auto model = mnemo::Llama2cModel::open(file.string());
+    return {{"dim", model.config().dim}, {"vocab", model.config().vocab_size}};
+}

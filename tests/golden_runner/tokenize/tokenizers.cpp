@@ -29,3 +29,19 @@ GOLDEN("hosts.tokenizer_bert") {
             [&](const std::vector<std::int32_t>& ids) { return tokenizer.decode(ids); });
     check.passed_over("out.spans", "advisory: which bytes of a text a token covers is not kept");
 }
+
+BAD_FILES("tokenizer_gpt2") {
+    const std::string contents = mnemo::read_file(file.string()), name = file.string();
+    if (file.extension() == ".txt") // the manifest's vocabulary for merges
+        return {{"size", mnemo::ByteLevelBpe::parse(R"({"a": 0, "b": 1, "ab": 2})", contents, {}, "vocab.json", name)
+                             .vocab_size()}};
+    const auto tokenizer = mnemo::ByteLevelBpe::parse(contents, "", {}, name);
+    // An id that is missing is an Error when it is asked for.
+    nlohmann::json tokens;
+    for (mnemo::index_t id = 0; id < tokenizer.vocab_size(); ++id) try {
+            tokens.push_back(tokenizer.token(id));
+        } catch (const mnemo::Error&) {
+            tokens.push_back(nullptr);
+        }
+    return {{"tokens", tokens}};
+}
