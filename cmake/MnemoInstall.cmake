@@ -9,7 +9,11 @@ foreach(component ${components})
   install(EXPORT mnemo-${component} NAMESPACE mnemo:: DESTINATION "${package_dir}")
 endforeach()
 configure_package_config_file(cmake/mnemoConfig.cmake.in mnemoConfig.cmake INSTALL_DESTINATION "${package_dir}")
-write_basic_package_version_file(mnemoConfigVersion.cmake COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
+set(independent ARCH_INDEPENDENT)
+if(TARGET mnemo_c)
+  set(independent "") # a compiled library is for one processor
+endif()
+write_basic_package_version_file(mnemoConfigVersion.cmake COMPATIBILITY SameMinorVersion ${independent})
 install(FILES "${CMAKE_CURRENT_BINARY_DIR}/mnemoConfig.cmake" "${CMAKE_CURRENT_BINARY_DIR}/mnemoConfigVersion.cmake"
               cmake/FindMnemoTorch.cmake cmake/FindMnemoUtf8proc.cmake
         DESTINATION "${package_dir}")
