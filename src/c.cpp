@@ -98,8 +98,7 @@ void check_finite(Rows rows) {
 
 void check_tokens(std::span<const std::int32_t> tokens, index_t vocab_size) {
     const std::string where = "tokens";
-    for (std::size_t i = 0; i < tokens.size(); ++i)
-        check_value(where, static_cast<index_t>(i), tokens[i], vocab_size);
+    for (std::size_t i = 0; i < tokens.size(); ++i) check_value(where, static_cast<index_t>(i), tokens[i], vocab_size);
 }
 
 } // namespace

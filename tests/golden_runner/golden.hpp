@@ -215,7 +215,7 @@ struct RegisterReader {
 inline std::string bad_file_failure(const std::filesystem::path& folder, const nlohmann::json& entry, Reader reader) {
     const std::string name = entry.at("file"), expect = entry.at("expect");
     // Fields of the manifest that are no values of the file.
-    static const std::set<std::string> about = {"file",  "kind", "expect",        "reason", "stage",
+    static const std::set<std::string> about = {"file", "kind", "expect",        "reason", "stage",
                                                 "note", "row",  "python_reader", "column"};
     if (!std::filesystem::exists(folder / name)) return "the file is missing";
     nlohmann::json got;
@@ -253,10 +253,10 @@ inline std::string bad_file_failure(const std::filesystem::path& folder, const n
 #define BAD_FILES(kind)                                                                                                \
     static nlohmann::json MNEMO_GOLDEN_JOIN(bad_files_, __LINE__)(const std::filesystem::path&,                        \
                                                                   const nlohmann::json&);                              \
-    static const golden::RegisterReader MNEMO_GOLDEN_JOIN(bad_files_register_, __LINE__){                              \
-        kind, MNEMO_GOLDEN_JOIN(bad_files_, __LINE__)};                                                                \
-    static nlohmann::json MNEMO_GOLDEN_JOIN(bad_files_, __LINE__)(                                                     \
-        [[maybe_unused]] const std::filesystem::path& file, [[maybe_unused]] const nlohmann::json& entry)
+    static const golden::RegisterReader MNEMO_GOLDEN_JOIN(bad_files_register_,                                         \
+                                                          __LINE__){kind, MNEMO_GOLDEN_JOIN(bad_files_, __LINE__)};    \
+    static nlohmann::json MNEMO_GOLDEN_JOIN(bad_files_, __LINE__)([[maybe_unused]] const std::filesystem::path& file,  \
+                                                                  [[maybe_unused]] const nlohmann::json& entry)
 #define MNEMO_GOLDEN_JOIN_(a, b) a##b
 #define MNEMO_GOLDEN_JOIN(a, b) MNEMO_GOLDEN_JOIN_(a, b)
 /// GOLDEN("topic.kind") { ... } is the handler of all fixtures of that case; `fixture` and `check` are its arguments.

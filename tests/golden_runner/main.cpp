@@ -77,13 +77,14 @@ int main(int count, char** arguments) {
     if (std::filesystem::exists(folder / "manifest.json"))
         files.push_back(folder / "manifest.json");
     else
-    for (std::filesystem::recursive_directory_iterator it(folder, error), end; !error && it != end; it.increment(error))
-        if (it->is_directory() && std::filesystem::exists(it->path() / "manifest.json")) {
-            files.push_back(it->path() / "manifest.json");
-            it.disable_recursion_pending();
-        } else if (it->is_regular_file() && it->path().extension() == ".safetensors") {
-            files.push_back(it->path());
-        }
+        for (std::filesystem::recursive_directory_iterator it(folder, error), end; !error && it != end;
+             it.increment(error))
+            if (it->is_directory() && std::filesystem::exists(it->path() / "manifest.json")) {
+                files.push_back(it->path() / "manifest.json");
+                it.disable_recursion_pending();
+            } else if (it->is_regular_file() && it->path().extension() == ".safetensors") {
+                files.push_back(it->path());
+            }
     if (error) std::printf("FAIL %s: %s\n", folder.string().c_str(), error.message().c_str());
     std::sort(files.begin(), files.end());
 
