@@ -50,6 +50,7 @@ class JsonObject {
 
     bool has(const std::string& field) const { return value_.contains(field); }
     const nlohmann::json& raw() const { return value_; }
+    const std::string& where() const { return where_; }
 
     std::string string(const std::string& field) const {
         const auto& v = at(field);

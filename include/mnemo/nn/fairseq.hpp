@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <mnemo/io/json.hpp>
 #include <mnemo/io/safetensors.hpp>
+#include <mnemo/nn/config_fields.hpp>
 #include <mnemo/nn/transformer_lm.hpp>
 
 #include <filesystem>
@@ -14,58 +14,6 @@ namespace mnemo::nn {
 // model.safetensors (fairseq's names).
 
 namespace detail {
-
-/// The fields of a config that may be left out; null counts as left out. `finish` refuses those nobody asked for.
-class ConfigFields {
-  public:
-    explicit ConfigFields(JsonObject config) : config_(std::move(config)) {}
-
-    bool given(const std::string& field) {
-        known_.insert(field);
-        return config_.has(field) && !config_.raw()[field].is_null();
-    }
-    std::int64_t integer(const std::string& field) {
-        known_.insert(field);
-        return config_.integer(field, 0, INT32_MAX);
-    }
-    std::int64_t integer(const std::string& field, std::int64_t otherwise) {
-        return given(field) ? integer(field) : otherwise;
-    }
-    double number(const std::string& field, double otherwise) {
-        return given(field) ? config_.number(field) : otherwise;
-    }
-    bool flag(const std::string& field, bool otherwise = false) {
-        return given(field) ? config_.boolean(field) : otherwise;
-    }
-    std::string string(const std::string& field, const std::string& otherwise) {
-        return given(field) ? config_.string(field) : otherwise;
-    }
-    /// "20000,60000", a list, or null for none.
-    std::vector<std::int64_t> cutoffs(const std::string& field) {
-        std::vector<std::int64_t> ids;
-        if (!given(field)) return ids;
-        nlohmann::json list = config_.raw()[field];
-        if (list.is_string()) list = nlohmann::json::parse("[" + list.get<std::string>() + "]", nullptr, false);
-        if (!list.is_array() || list.empty()) wrong(field, "ids as \"20000,60000\"");
-        for (const auto& id : list) {
-            if (!id.is_number_integer() || id < 1 || id > INT32_MAX) wrong(field, "ids as \"20000,60000\"");
-            ids.push_back(id.get<std::int64_t>());
-        }
-        return ids;
-    }
-    [[noreturn]] void wrong(const std::string& field, std::string_view expected) const {
-        config_.wrong(field, expected);
-    }
-    void finish(const std::string& where) const {
-        for (const auto& [field, value] : config_.raw().items())
-            if (!known_.contains(field))
-                fail(where, ": unknown field ", in_quotes(field), ": remove it if it is known not to matter");
-    }
-
-  private:
-    JsonObject config_;
-    std::set<std::string> known_;
-};
 
 /// Number of parameters, before anything of that size is allocated.
 inline double parameter_count(const TransformerLmOptions& o) {
@@ -123,7 +71,7 @@ inline TransformerLmOptions fairseq_options(const nlohmann::json& config, const 
                               "adaptive_softmax_dropout", "decoder_layerdrop", "decoder_normalize_before",
                               "tokens_per_sample", "character_embedding_dim", "character_filters"})
         fields.given(field);
-    fields.finish(where);
+    fields.finish();
     return o;
 }
 
@@ -165,17 +113,12 @@ inline nlohmann::ordered_json fairseq_config(const TransformerLmOptions& o) {
 inline void load_weights(TransformerLmImpl& model, const SafeTensors& file, const std::string& prefix = "") {
     const torch::NoGradGuard no_grad;
     std::set<std::string> used;
-    const auto shape_of = [](at::IntArrayRef shape) {
-        std::string out = "[";
-        for (const std::int64_t n : shape) out += (out.size() > 1 ? ", " : "") + std::to_string(n);
-        return out + "]";
-    };
     const auto read = [&](const std::string& name, at::IntArrayRef shape) {
         const Entry& entry = file.at(name);
         used.insert(name);
         if (at::IntArrayRef(entry.shape) != shape)
-            fail(file.path(), ": tensor ", in_quotes(name), ": expected shape ", shape_of(shape), ", got ",
-                 shape_of(entry.shape));
+            fail(file.path(), ": tensor ", in_quotes(name), ": expected shape ", shape_text(shape), ", got ",
+                 shape_text(entry.shape));
         auto values = file.values<float>(name);
         return at::from_blob(values.data(), shape, at::kFloat).clone();
     };

@@ -12,10 +12,14 @@
 
 namespace mnemo::nn {
 
-/// Of the weights and of the config that says what is computed with them.
-inline std::string weights_hash(const TransformerLmImpl& model) {
+/// Everything in a model's options that says what is computed with its weights.
+inline std::string options_text(const TransformerLmImpl& model) {
+    return fairseq_config(TransformerLmOptions(model.options()).dropout(0)).dump();
+}
+/// Of the weights and of the options that say what is computed with them.
+template <class ModelImpl> std::string weights_hash(const ModelImpl& model) {
     Hash64 hash;
-    hash.add(fairseq_config(TransformerLmOptions(model.options()).dropout(0)).dump());
+    hash.add(options_text(model));
     for (const auto& [name, tensor] : model.weights()) {
         const at::Tensor t = tensor.detach().to(at::kCPU, at::kFloat).contiguous();
         hash.add(name).add(std::as_bytes(std::span(t.data_ptr<float>(), static_cast<std::size_t>(t.numel()))));
@@ -23,27 +27,28 @@ inline std::string weights_hash(const TransformerLmImpl& model) {
     return hash.text();
 }
 
-/// A TransformerLm as the drivers of papers/knn_lm.hpp want it: keys of a batch of windows, log-probabilities of its
-/// targets, and decoding with a cache. What it returns lives until its next call. One host serves one thread; several
-/// hosts may share a model. A batch is computed in parts of `rows_at_a_time`, by the executor's workers, with the same
-/// result for any number of them; set torch::set_num_threads(1) beside Threads{n}.
-template <Executor X = Serial> class LmHost {
+/// A TransformerLm or a causal HuggingFaceLm as the drivers of papers/knn_lm.hpp want it: keys of a batch of windows,
+/// log-probabilities of its targets, and decoding with a cache. What it returns lives until its next call. One host
+/// serves one thread; several hosts may share a model. A batch is computed in parts of `rows_at_a_time`, by the
+/// executor's workers, with the same result for any number of them; set torch::set_num_threads(1) beside Threads{n}.
+template <Executor X = Serial, class ModelT = TransformerLm> class LmHost {
   public:
-    explicit LmHost(TransformerLm model, std::string_view tap = "ffn_in", X executor = {}, index_t rows_at_a_time = 8)
+    explicit LmHost(ModelT model, std::string_view tap = "ffn_in", X executor = {}, index_t rows_at_a_time = 8)
         : model_(std::move(model)), tap_(model_->tap(tap)), device_(model_->parameters()[0].device()),
-          executor_(std::move(executor)), rows_at_a_time_(rows_at_a_time),
-          max_context_(model_->options().max_positions()) {
+          executor_(std::move(executor)), rows_at_a_time_(rows_at_a_time), max_context_(model_->max_positions()) {
+        if constexpr (requires { model_->causal(); })
+            if (!model_->causal())
+                fail(model_->description(), ": reads its text from both sides, so it is no language model");
         if (rows_at_a_time < 1) fail("rows_at_a_time: expected at least 1, got ", rows_at_a_time);
         model_->eval();
     }
 
     index_t key_dim() const { return model_->width(tap_); }
-    index_t vocab_size() const { return model_->options().vocab_size(); }
-    const TransformerLm& model() const { return model_; }
+    index_t vocab_size() const { return model_->vocab_size(); }
+    const ModelT& model() const { return model_; }
     /// What a datastore of this host records, and what it is compared with.
     Fingerprint fingerprint(std::string tokenizer_hash = {}) const {
-        const auto& o = model_->options();
-        return {.model = text("transformer_lm, ", o.layers(), " layers of ", o.dim()),
+        return {.model = model_->description(),
                 .model_hash = weights_hash(*model_),
                 .tokenizer_hash = std::move(tokenizer_hash),
                 .key_tap = name(tap_),
@@ -136,7 +141,7 @@ template <Executor X = Serial> class LmHost {
         });
     }
 
-    TransformerLm model_;
+    ModelT model_;
     Tap tap_;
     at::Device device_;
     [[no_unique_address]] X executor_;

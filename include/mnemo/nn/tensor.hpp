@@ -22,6 +22,13 @@ inline std::string describe(const at::Tensor& t) {
     return out.str();
 }
 
+/// "[2, 3]", for messages.
+inline std::string shape_text(at::IntArrayRef shape) {
+    std::string out = "[";
+    for (const std::int64_t n : shape) out += (out.size() > 1 ? ", " : "") + std::to_string(n);
+    return out + "]";
+}
+
 /// A float CPU matrix [rows, cols] seen as rows, without a copy; rows may lie apart. The tensor must outlive the view,
 /// and gradients do not flow through it. Throws Error for another type, device, number of dimensions or layout.
 inline Rows as_rows(const at::Tensor& t) {

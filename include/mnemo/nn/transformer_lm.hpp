@@ -2,10 +2,10 @@
 #pragma once
 
 #include <mnemo/nn/adaptive_softmax.hpp>
+#include <mnemo/nn/key_value_cache.hpp>
+#include <mnemo/nn/tap.hpp>
 
-#include <charconv>
 #include <limits>
-#include <string_view>
 
 namespace mnemo::nn {
 
@@ -37,78 +37,6 @@ struct TransformerLmOptions {
     TORCH_ARG(double, dropout) = 0; // of embeddings, attention output and feed-forward output, in training
     TORCH_ARG(std::int64_t, pad) = 1;
     TORCH_ARG(std::int64_t, softmax_batch) = 256; // rows whose logits exist at a time
-};
-
-/// A place where states are taken: `hidden.0` (input of layer 0), `hidden.i` (output of layer i - 1), `ffn_in.i` (input
-/// of layer i's feed-forward, after its norm; `ffn_in` is the last layer's), `prehead` (input of the output matrix).
-struct Tap {
-    enum Point { hidden, ffn_in, prehead } point = prehead;
-    std::int64_t layer = 0;
-
-    /// The tap of that name in a model of `layers` layers. Throws Error for other names.
-    static Tap parse(std::string_view name, std::int64_t layers) {
-        if (name == "prehead") return {prehead, 0};
-        if (name == "ffn_in") return {ffn_in, layers - 1};
-        for (const auto& [prefix, tap, count] : {std::tuple{std::string_view("hidden."), hidden, layers + 1},
-                                                 std::tuple{std::string_view("ffn_in."), ffn_in, layers}}) {
-            std::int64_t layer = -1;
-            if (name.substr(0, prefix.size()) != prefix) continue;
-            const auto [stop, error] = std::from_chars(name.data() + prefix.size(), name.data() + name.size(), layer);
-            if (error == std::errc() && stop == name.data() + name.size() && layer >= 0 && layer < count)
-                return {tap, layer};
-        }
-        fail("tap: expected hidden.0 to hidden.", layers, ", ffn_in, ffn_in.0 to ffn_in.", layers - 1,
-             " or prehead, got '", name, "'");
-    }
-    friend bool operator==(Tap, Tap) = default;
-};
-/// The tap's full name; Tap::parse reads it back.
-inline std::string name(Tap tap) {
-    if (tap.point == Tap::prehead) return "prehead";
-    return text(tap.point == Tap::hidden ? "hidden." : "ffn_in.", tap.layer);
-}
-
-/// Keys and values of the tokens read so far, so that the next ones need only themselves. One for each batch of
-/// sequences; `reset` starts anew and keeps the buffers.
-class KeyValueCache {
-  public:
-    KeyValueCache() = default;
-    KeyValueCache(KeyValueCache&&) = default;
-    KeyValueCache& operator=(KeyValueCache&&) = default;
-    /// A copy goes its own way.
-    KeyValueCache(const KeyValueCache& other) : padding_(other.padding_), length_(other.length_) {
-        for (const auto& [k, v] : other.layers_) layers_.emplace_back(k.clone(), v.clone());
-    }
-    KeyValueCache& operator=(const KeyValueCache& other) { return *this = KeyValueCache(other); }
-    ~KeyValueCache() = default;
-
-    std::int64_t length() const { return length_; }
-    void reset() { length_ = 0, padding_.reset(); }
-
-  private:
-    friend class TransformerLmImpl;
-    // Appends k, v [batch, heads, n, width] of one layer; returns all of that layer, [batch, heads, length + n, width].
-    std::pair<at::Tensor, at::Tensor> append(std::size_t layer, const at::Tensor& k, const at::Tensor& v) {
-        if (layers_.size() <= layer) layers_.resize(layer + 1);
-        const std::int64_t n = k.size(2), needed = length_ + n;
-        std::pair<at::Tensor, at::Tensor> all;
-        for (auto [kept, added, result] :
-             {std::tuple{&layers_[layer].first, &k, &all.first}, std::tuple{&layers_[layer].second, &v, &all.second}}) {
-            if (!kept->defined() || kept->size(2) < needed || kept->size(0) != k.size(0)) {
-                auto shape = k.sizes().vec();
-                shape[2] = std::max<std::int64_t>(needed + needed / 2, 64);
-                const at::Tensor larger = at::empty(shape, k.options());
-                if (length_ > 0) larger.narrow(2, 0, length_).copy_(kept->narrow(2, 0, length_));
-                *kept = larger;
-            }
-            kept->narrow(2, length_, n).copy_(*added);
-            *result = kept->narrow(2, 0, needed);
-        }
-        return all;
-    }
-    std::vector<std::pair<at::Tensor, at::Tensor>> layers_; // [batch, heads, capacity, width]
-    at::Tensor padding_;                                    // [batch, length] bool, once a pad was read
-    std::int64_t length_ = 0;
 };
 
 /// Block of the decoder: x += out(attention(norm(x))); x += fc2(act(fc1(norm(x)))).
@@ -286,7 +214,7 @@ class TransformerLmImpl : public torch::nn::Module {
         if (head) fed = last;
         attended = std::max(attended, fed);
 
-        const std::int64_t past = cache != nullptr ? cache->length_ : 0, rows = tokens.size(1);
+        const std::int64_t past = cache != nullptr ? cache->length() : 0, rows = tokens.size(1);
         const at::Tensor padding = pads(tokens, cache); // [batch, past + rows], undefined if there is none
         at::Tensor x = embed(tokens, past, padding);
         take({Tap::hidden, 0}, x);
@@ -304,7 +232,7 @@ class TransformerLmImpl : public torch::nn::Module {
             x = layer.feed_forward(x, in);
             take({Tap::hidden, i + 1}, x);
         }
-        if (cache != nullptr) cache->length_ = past + rows, cache->padding_ = padding;
+        if (cache != nullptr) cache->advance(rows, padding);
         if (head) {
             if (final_norm_.weight.defined())
                 x = at::layer_norm(x, {options_.dim()}, final_norm_.weight, final_norm_.bias, 1e-5);
@@ -355,6 +283,12 @@ class TransformerLmImpl : public torch::nn::Module {
     }
 
     const TransformerLmOptions& options() const { return options_; }
+    std::int64_t vocab_size() const { return options_.vocab_size(); }
+    std::int64_t max_positions() const { return options_.max_positions(); }
+    /// Such as "transformer_lm, 16 layers of 1024".
+    std::string description() const {
+        return text("transformer_lm, ", options_.layers(), " layers of ", options_.dim());
+    }
     bool adaptive_softmax() const { return !options_.adaptive_softmax_cutoff().empty(); }
     const AdaptiveSoftmax& head() const { return adaptive_softmax_; }
 
@@ -473,17 +407,9 @@ class TransformerLmImpl : public torch::nn::Module {
     }
 
     at::Tensor pads(const at::Tensor& tokens, const KeyValueCache* cache) const {
-        const at::Tensor here = tokens.eq(options_.pad());
-        if (cache != nullptr && cache->length_ > 0) {
-            if (cache->layers_[0].first.size(0) != tokens.size(0))
-                fail("tokens: expected batch ", cache->layers_[0].first.size(0), " as in the cache, got ",
-                     tokens.size(0));
-            if (cache->padding_.defined()) return at::cat({cache->padding_, here}, 1);
-            if (here.any().item<bool>())
-                return at::cat({at::zeros({tokens.size(0), cache->length_}, here.options()), here}, 1);
-            return {};
-        }
-        return here.any().item<bool>() ? here : at::Tensor();
+        const KeyValueCache none;
+        return (cache != nullptr ? cache : &none)
+            ->padding_with(tokens.eq(options_.pad()), tokens.size(0), tokens.size(1));
     }
     at::Tensor embed(const at::Tensor& tokens, std::int64_t past, const at::Tensor& padding) const {
         at::Tensor x = embedding_.defined() ? at::embedding(embedding_, tokens) : adaptive_input_->forward(tokens);
