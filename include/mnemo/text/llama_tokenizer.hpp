@@ -3,8 +3,11 @@
 
 #include <mnemo/core/error.hpp>
 #include <mnemo/core/matrix_view.hpp>
+#include <mnemo/text/bpe.hpp>
 #include <mnemo/text/merge_pairs.hpp>
+#include <mnemo/text/utf8.hpp>
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <cstring>
@@ -63,6 +66,40 @@ class LlamaTokenizer {
         return t;
     }
 
+    /// A vocabulary from what `learned` has merged: the special tokens and bytes, the ASCII characters, then the merges
+    /// that are UTF-8, the earlier the better. It keeps llama2.c's rules of encoding, so its ids are not those of
+    /// `learned`.
+    static LlamaTokenizer from_merges(const Bpe& learned) {
+        LlamaTokenizer t;
+        const auto add = [&](std::string piece, float score) {
+            if (!t.ids_.emplace(piece, static_cast<std::int32_t>(t.pieces_.size())).second) return;
+            t.pieces_.push_back(std::move(piece));
+            t.scores_.push_back(score);
+        };
+        for (const char* const special : {"<unk>", "\n<s>\n", "\n</s>\n"}) add(special, 0);
+        const char digits[] = "0123456789ABCDEF";
+        for (unsigned b = 0; b < 256; ++b) add({'<', '0', 'x', digits[b / 16], digits[b % 16], '>'}, 0);
+        for (char c = 1; c < 127; ++c) add(std::string(1, c), 0);
+        for (index_t id = Bpe::first_merge; id < learned.vocab_size(); ++id)
+            if (const auto piece = learned.token(id); first_not_utf8(piece) == piece.size())
+                add(std::string(piece), -static_cast<float>(id));
+        return t;
+    }
+    /// The contents of its tokenizer.bin.
+    std::string serialized() const {
+        std::string out;
+        const auto write = [&](const auto& value) { out.append(reinterpret_cast<const char*>(&value), sizeof value); };
+        std::size_t longest = 0;
+        for (const std::string& piece : pieces_) longest = std::max(longest, piece.size());
+        write(static_cast<std::int32_t>(longest));
+        for (std::size_t i = 0; i < pieces_.size(); ++i) {
+            write(scores_[i]);
+            write(static_cast<std::int32_t>(pieces_[i].size()));
+            out += pieces_[i];
+        }
+        return out;
+    }
+
     index_t vocab_size() const { return static_cast<index_t>(pieces_.size()); }
 
     /// The ids of a text, `bos` first unless told otherwise. A text begins with a space that it does not have; what is
@@ -87,9 +124,8 @@ class LlamaTokenizer {
             return {-static_cast<double>(scores_[static_cast<std::size_t>(found->second)]), found->second};
         };
         const auto merged = merger.merge(symbols, rule);
-        std::vector<std::int32_t> ids;
-        if (with_bos) ids.push_back(bos);
-        ids.insert(ids.end(), merged.begin(), merged.end());
+        std::vector<std::int32_t> ids(merged.begin(), merged.end());
+        if (with_bos) ids.insert(ids.begin(), bos);
         return ids;
     }
 
