@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-/// How often test_core has called operator new so far; combine/allocations.cpp replaces it.
+/// How often the test program has called operator new so far; one of its files includes count_allocations.hpp.
 long allocations_so_far();

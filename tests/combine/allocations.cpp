@@ -1,40 +1,14 @@
 // SPDX-License-Identifier: MIT
 #include "toy_store.hpp"
 
-#include <allocations.hpp>
 #include <catch.hpp>
+#include <count_allocations.hpp>
 #include <mnemo/combine/interpolate.hpp>
 #include <mnemo/core/session.hpp>
 #include <mnemo/extract/last_hidden.hpp>
 #include <mnemo/loss/nll.hpp>
 
-#include <atomic>
-#include <cstdlib>
-#include <new>
-
 using namespace mnemo;
-
-// The whole test program counts its allocations, except under sanitizers, which bring their own operator new.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define MNEMO_SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define MNEMO_SANITIZED 1
-#endif
-#endif
-namespace {
-std::atomic<long> allocations{0};
-}
-long allocations_so_far() { return allocations; }
-#ifndef MNEMO_SANITIZED
-void* operator new(std::size_t n) {
-    ++allocations;
-    if (void* p = std::malloc(n ? n : 1)) return p;
-    throw std::bad_alloc();
-}
-void operator delete(void* p) noexcept { std::free(p); }
-void operator delete(void* p, std::size_t) noexcept { std::free(p); }
-#endif
 
 namespace {
 /// The last k entries, into the buffers of the step before.
@@ -70,8 +44,8 @@ TEST_CASE("a session's steps allocate nothing after the first") {
         return session.loss(states, TargetLogProbs{targets, log_p});
     };
     step(), step();
-    const long before = allocations;
+    const long before = allocations_so_far();
     for (int i = 0; i < 100; ++i) step();
-    CHECK(allocations == before);
+    CHECK(allocations_so_far() == before);
     CHECK(std::isfinite(step()));
 }

@@ -29,7 +29,12 @@ template <class M, class States> class Session {
     /// As Memory::read and Memory::loss.
     template <class Base> decltype(auto) read(const States& states, Base&& base) {
         scratch_.reset();
-        return memory_->read(states, base, recall_, scratch_);
+        if constexpr (std::is_void_v<decltype(memory_->read(states, base, recall_, scratch_))>) {
+            memory_->read(states, base, recall_, scratch_);
+            scratch_.reset(); // nothing points into it: the second step finds one block
+        } else {
+            return memory_->read(states, base, recall_, scratch_);
+        }
     }
     template <class Base> decltype(auto) loss(const States& states, Base&& base) {
         scratch_.reset();

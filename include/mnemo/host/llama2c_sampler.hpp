@@ -56,6 +56,7 @@ class Llama2cSampler {
     std::int32_t of_nucleus(float coin) {
         const float cutoff = (1.0f - top_p_) / static_cast<float>(p_.size() - 1);
         nucleus_.clear();
+        nucleus_.reserve(p_.size()); // once
         for (std::size_t i = 0; i < p_.size(); ++i)
             if (p_[i] >= cutoff || p_.size() == 1) nucleus_.emplace_back(-p_[i], static_cast<std::int32_t>(i));
         if (nucleus_.empty()) fail("sampling: expected a token that is possible, got none");

@@ -348,6 +348,7 @@ template <MetricTag MetricT, Executor X = Serial> struct Exact {
                                                 hits)
                     .run(executor);
             });
+        hits.scratch().reset(); // one block from now on
         return hits;
     }
 };
