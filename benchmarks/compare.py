@@ -40,11 +40,21 @@ def ours(program, repeat, environment, pattern):
 
 
 def theirs(python, script, cases, threads, repeat, environment):
+    """Cases that run several times are told apart by the parameters that differ: `case vocab=512`."""
     command = [python, script, "--threads", str(threads), "--repeat", str(repeat)]
     if cases:
-        command += ["--case", cases]
+        with open(script) as source:  # some scripts call the option --only
+            command += ["--case" if '"--case"' in source.read() else "--only", cases]
     out = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
     lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    names = []
+    for line in lines:
+        runs = [other.get("params", {}) for other in lines if other.get("case") == line.get("case")]
+        differing = [f"{name}={value}" for name, value in line.get("params", {}).items()
+                     if any(run.get(name) != value for run in runs)]
+        names.append(" ".join([line.get("case", ""), *differing]))
+    for line, name in zip(lines, names):
+        line["case"] = name
     return {line["case"]: line["items_per_s"] for line in lines if "items_per_s" in line}
 
 
