@@ -16,7 +16,7 @@ set(tokenize core kernels text io)
 set(host core kernels extract store retrieve combine loss text papers io)
 set(app core kernels text io)
 set(faiss core kernels store retrieve io)
-set(nn core kernels extract store retrieve combine loss text papers io)
+set(nn core kernels extract store retrieve combine loss text papers io host)
 set(dist ${nn} nn)
 # Other people's headers, by the first part of their path. Everything else with a slash, and every .h, must be listed.
 set(libraries_core "")

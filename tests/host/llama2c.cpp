@@ -122,3 +122,19 @@ TEST_CASE("a llama2.c model remembers a text through kNN-LM's drivers") {
         REQUIRE(host.fingerprint().key_tap == name(tap));
     }
 }
+
+TEST_CASE("a checkpoint that is written is the one that was read") {
+    const Folder folder;
+    for (const char* const name : {"hosts/llama2c_shared.bin", "hosts/llama2c_untied.bin", "hosts/llama2c_v1.bin"}) {
+        const auto model = Llama2cModel::open(golden(name));
+        model.weights().save(folder / "model.bin");
+        const auto again = Llama2cModel::open(folder / "model.bin");
+        REQUIRE(again.config() == model.config());
+        REQUIRE(again.weights().hash() == model.weights().hash());
+    }
+    const auto model = Llama2cModel::open(golden("hosts/llama2c_v1.bin"));
+    auto cut = model.weights();
+    cut.wq = cut.wq.first(cut.wq.size() - 1);
+    REQUIRE(error_of([&] { cut.save(folder / "cut.bin"); }).find("cut.bin: expected a block of") != std::string::npos);
+    REQUIRE(folder.names() == std::vector<std::string>{"model.bin"});
+}

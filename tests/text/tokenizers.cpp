@@ -158,3 +158,18 @@ TEST_CASE("fairseq's dictionary cuts lines as Python does") {
         REQUIRE(message.find("dict, line ") != std::string::npos);
     }
 }
+
+TEST_CASE("a llama2.c vocabulary of learned merges encodes every text and survives its file") {
+    const std::string text = "the cat sat on the mat; the caf\u00e9 of the cats. the the the\n";
+    const Bpe learned = Bpe::learn(text, 275);
+    const auto made = LlamaTokenizer::from_merges(learned);
+    const auto read = LlamaTokenizer::parse(made.serialized(), made.vocab_size());
+    REQUIRE(made.vocab_size() > 3 + 256 + 126);
+    REQUIRE(read.vocab_size() == made.vocab_size());
+    REQUIRE(read.encode("the").size() == 2); // `bos` and one word
+    for (const std::string& s : {text, std::string("something else: \x01\u4e2d\xff?"), std::string()}) {
+        const auto ids = made.encode(s);
+        REQUIRE(ids == read.encode(s));
+        REQUIRE(read.decode(ids) == s);
+    }
+}

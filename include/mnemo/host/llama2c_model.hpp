@@ -11,6 +11,7 @@
 #include <span>
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace mnemo {
 
@@ -55,6 +56,39 @@ struct Llama2cWeights {
              {embedding, attention_norm, wq, wk, wv, wo, ffn_norm, w1, w2, w3, final_norm, classifier})
             hash.add(std::as_bytes(block));
         return hash.text();
+    }
+
+    /// Writes a checkpoint of version 0, which run.c itself reads. Throws Error if a block has not the size that the
+    /// config asks for.
+    void save(const std::string& path) const {
+        const Llama2cConfig& c = config;
+        const std::vector<float> rotation(static_cast<std::size_t>(c.seq_len * c.head_size())); // obsolete tables
+        const std::pair<std::span<const float>, index_t> blocks[] = {
+            {embedding, c.vocab_size * c.dim},
+            {attention_norm, c.layers * c.dim},
+            {wq, c.layers * c.dim * c.dim},
+            {wk, c.layers * c.kv_dim() * c.dim},
+            {wv, c.layers * c.kv_dim() * c.dim},
+            {wo, c.layers * c.dim * c.dim},
+            {ffn_norm, c.layers * c.dim},
+            {w1, c.layers * c.hidden_dim * c.dim},
+            {w2, c.layers * c.hidden_dim * c.dim},
+            {w3, c.layers * c.hidden_dim * c.dim},
+            {final_norm, c.dim},
+            {rotation, c.seq_len * c.head_size()},
+            {classifier, c.tied_classifier ? 0 : c.vocab_size * c.dim}};
+        std::vector<std::int32_t> header;
+        for (const index_t n : {c.dim, c.hidden_dim, c.layers, c.heads, c.kv_heads,
+                                c.tied_classifier ? c.vocab_size : -c.vocab_size, c.seq_len})
+            header.push_back(static_cast<std::int32_t>(n));
+        AtomicFile file(path);
+        file.write(std::as_bytes(std::span(header)));
+        for (const auto& [values, size] : blocks) {
+            if (size > 0 && static_cast<index_t>(values.size()) != size)
+                fail(path, ": expected a block of ", size, " weights, got ", values.size());
+            if (size > 0) file.write(std::as_bytes(values));
+        }
+        file.commit();
     }
 
   private:
