@@ -6,7 +6,9 @@
 
 #include <mnemo/combine/bases.hpp>
 #include <mnemo/combine/choose_token.hpp>
+#include <mnemo/combine/head.hpp>
 #include <mnemo/combine/interpolate.hpp>
+#include <mnemo/combine/schedule.hpp>
 #include <mnemo/combine/token_votes.hpp>
 #include <mnemo/combine/unigram.hpp>
 #include <mnemo/extract/last_hidden.hpp>
@@ -14,9 +16,12 @@
 #include <mnemo/kernels/cpu.hpp>
 #include <mnemo/kernels/filter.hpp>
 #include <mnemo/kernels/filter_bound.hpp>
+#include <mnemo/kernels/head.hpp>
 #include <mnemo/kernels/huge_pages.hpp>
+#include <mnemo/kernels/layer_norm.hpp>
 #include <mnemo/kernels/log_sum_exp.hpp>
 #include <mnemo/kernels/metric.hpp>
+#include <mnemo/kernels/mixture.hpp>
 #include <mnemo/kernels/multiply_add.hpp>
 #include <mnemo/kernels/pack.hpp>
 #include <mnemo/kernels/packed_keys.hpp>
@@ -37,11 +42,14 @@
 #include <mnemo/retrieve/recite.hpp>
 #include <mnemo/retrieve/rescore.hpp>
 #include <mnemo/store/both.hpp>
+#include <mnemo/store/low_rank.hpp>
 #include <mnemo/store/packed.hpp>
 #include <mnemo/store/tokens.hpp>
 #include <mnemo/store/views.hpp>
+#include <mnemo/text/bleu.hpp>
 #include <mnemo/text/blocks.hpp>
 #include <mnemo/text/bpe.hpp>
+#include <mnemo/text/clean_generated.hpp>
 #include <mnemo/text/corpus.hpp>
 #include <mnemo/text/excerpts.hpp>
 #include <mnemo/text/hash.hpp>
@@ -50,4 +58,5 @@
 #include <mnemo/text/remaining.hpp>
 #include <mnemo/text/special_tokens.hpp>
 #include <mnemo/text/utf8.hpp>
+#include <mnemo/text/word_characters.hpp>
 #include <mnemo/text/word_dictionary.hpp>

@@ -23,6 +23,13 @@ struct Logits {
     MutRows logits;
 };
 
+/// Log-probabilities [rows, vocab] of sequences, combined in place, for weights that depend on the position: row i is
+/// step steps[i] of its output, counted from 0, and its sequence will be about lengths[i] tokens long.
+struct PositionedLogProbs {
+    MutRows log_probs;
+    std::span<const index_t> steps, lengths; // [rows]
+};
+
 /// What the memory alone says, for hosts that combine by themselves (logits on another device): row i has the distinct
 /// tokens[offsets[i] .. offsets[i + 1]) with their log-probabilities, which sum to one, and its weight. A row that
 /// recalled nothing is empty and has weight 0. Buffers are reused.
