@@ -33,6 +33,7 @@
 #include <mnemo/papers/knn_lm_explain.hpp>
 #include <mnemo/papers/knn_lm_sample.hpp>
 #include <mnemo/papers/knn_lm_sweep.hpp>
+#include <mnemo/papers/pema.hpp>
 #include <mnemo/retrieve/any.hpp>
 #include <mnemo/retrieve/both.hpp>
 #include <mnemo/retrieve/exact.hpp>

@@ -182,3 +182,33 @@ TEST_CASE("the reference gets no value that wraps, no key that overflows and no 
                     "out_keys.npy: entry 3, column 1: expected a key that is finite as float16, got 1e+06"));
     }
 }
+
+TEST_CASE("values of 32 bits, and files longer than what was written into them") {
+    const Folder folder;
+    auto writer = DatastoreWriter::create(folder / "store",
+                                          {.host = {.key_dim = 3, .vocab_size = 90000}, .key_type = KeyType::float32});
+    const std::vector<float> keys{1, 2, 3, 4, 5, 6};
+    writer.append(Rows(keys.data(), 2, 3), std::vector<std::int32_t>{70000, 0});
+    writer.close();
+    const Datastore store = Datastore::open(folder / "store");
+    REQUIRE(store.write_reference(folder / "dstore", ReferenceFormat::fp32_int32, 5) == 2);
+    const std::string key_file = folder / "dstore_keys.npy", value_file = folder / "dstore_vals.npy";
+    CHECK(read_file(key_file).size() == 5 * 3 * 4);
+    CHECK(read_file(value_file).size() == 5 * 4);
+    RawLayout layout{.key_dim = 3, .key_type = KeyType::float32, .vocab_size = 90000};
+    CHECK(Datastore::open_raw(key_file, value_file, layout).size() == 5);
+    layout.rows = 2;
+    CHECK(error_of([&] { (void)Datastore::open_raw(key_file, value_file, layout); }).find("expected float32 [2, 3]") !=
+          std::string::npos);
+    layout.prefix = true;
+    const Datastore prefix = Datastore::open_raw(key_file, value_file, layout);
+    CHECK(prefix.size() == 2);
+    CHECK(prefix.value(0) == 70000);
+    CHECK(prefix.value(1) == 0);
+    CHECK(std::memcmp(prefix.keys().data, keys.data(), sizeof(float) * keys.size()) == 0);
+    layout.rows = 6;
+    CHECK(error_of([&] { (void)Datastore::open_raw(key_file, value_file, layout); }).find("expected float32 [6, 3]") !=
+          std::string::npos);
+    layout.rows = 0, layout.drop_zero_tail = true;
+    CHECK(Datastore::open_raw(key_file, value_file, layout).size() == 2);
+}

@@ -32,11 +32,12 @@ struct RawLayout {
     Metric metric = Metric::l2;
     bool drop_zero_tail = false; // rows at the end that are all zero were never written: see Datastore::zero_tail
     bool check_values = true;    // read all values once
+    bool prefix = false;         // the files may be longer than `rows`: what was reserved and not written
     Access access = Access::normal;
 };
 
 /// What the reference's programs read: see Datastore::write_reference.
-enum class ReferenceFormat { fp32, fp16 };
+enum class ReferenceFormat { fp32, fp16, fp32_int32 };
 
 /// Keys and tokens in files, mapped: any number of processes share one copy in memory, and opening costs nothing but
 /// the erased ids and the edits. Reading is const and re-entrant. Views from keys() hold until refresh().
@@ -88,7 +89,8 @@ class Datastore {
         const auto check_size = [&](const File& file, std::string_view type, index_t width, index_t row_bytes) {
             index_t size = 0;
             if (m.rows < 0 || __builtin_mul_overflow(m.rows, row_bytes, &size) ||
-                static_cast<std::uint64_t>(size) != file.size())
+                (static_cast<std::uint64_t>(size) != file.size() &&
+                 !(layout.prefix && layout.rows > 0 && static_cast<std::uint64_t>(size) < file.size())))
                 fail(file.path(), ": expected ", type, " [", m.rows, ", ", width, "] = ", m.rows, " * ", row_bytes,
                      " bytes, got ", file.size(), " bytes");
         };
@@ -245,9 +247,11 @@ class Datastore {
     }
 
     /// Writes `<prefix>_keys.npy` and `<prefix>_vals.npy` as kNN-LM reads them: raw, keys float32 and values int64, or
-    /// both in 16 bits for its --dstore-fp16. Erased entries are left out. Returns the rows written, its --dstore-size.
-    /// Keys that overflow float16 and tokens above 32767 in int16, which would wrap, are Errors.
-    index_t write_reference(const std::string& prefix, ReferenceFormat format = ReferenceFormat::fp32) const {
+    /// both in 16 bits for its --dstore-fp16; fp32_int32 for programs that want values of 32 bits. Erased entries are
+    /// left out. Files of fewer than `reserved` rows are filled up with zeros. Returns the rows written, its
+    /// --dstore-size. Keys that overflow float16 and tokens above 32767 in int16, which would wrap, are Errors.
+    index_t write_reference(const std::string& prefix, ReferenceFormat format = ReferenceFormat::fp32,
+                            index_t reserved = 0) const {
         AtomicFile key_file(prefix + "_keys.npy"), value_file(prefix + "_vals.npy");
         index_t written = 0;
         const auto write = [&]<class Key, class Value>(Key, Value) {
@@ -279,9 +283,15 @@ class Datastore {
                 }
             });
             flush();
+            for (index_t id = written; id < reserved; ++id) { // zeros
+                key_buffer.resize(width), value_buffer.resize(1);
+                flush();
+            }
         };
         if (format == ReferenceFormat::fp32)
             write(float{}, std::int64_t{});
+        else if (format == ReferenceFormat::fp32_int32)
+            write(float{}, std::int32_t{});
         else
             write(half{}, std::int16_t{});
         key_file.commit();
