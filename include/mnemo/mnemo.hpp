@@ -8,6 +8,7 @@
 #include <mnemo/combine/choose_token.hpp>
 #include <mnemo/combine/head.hpp>
 #include <mnemo/combine/interpolate.hpp>
+#include <mnemo/combine/joint_softmax.hpp>
 #include <mnemo/combine/schedule.hpp>
 #include <mnemo/combine/token_votes.hpp>
 #include <mnemo/combine/unigram.hpp>
@@ -16,6 +17,7 @@
 #include <mnemo/kernels/cpu.hpp>
 #include <mnemo/kernels/filter.hpp>
 #include <mnemo/kernels/filter_bound.hpp>
+#include <mnemo/kernels/find.hpp>
 #include <mnemo/kernels/head.hpp>
 #include <mnemo/kernels/huge_pages.hpp>
 #include <mnemo/kernels/layer_norm.hpp>
@@ -28,6 +30,7 @@
 #include <mnemo/kernels/panel.hpp>
 #include <mnemo/kernels/score.hpp>
 #include <mnemo/kernels/select.hpp>
+#include <mnemo/kernels/visible.hpp>
 #include <mnemo/loss/nll.hpp>
 #include <mnemo/papers/knn_lm.hpp>
 #include <mnemo/papers/knn_lm_explain.hpp>
@@ -49,6 +52,7 @@
 #include <mnemo/store/views.hpp>
 #include <mnemo/text/bleu.hpp>
 #include <mnemo/text/blocks.hpp>
+#include <mnemo/text/bm25.hpp>
 #include <mnemo/text/bpe.hpp>
 #include <mnemo/text/clean_generated.hpp>
 #include <mnemo/text/corpus.hpp>
@@ -57,6 +61,7 @@
 #include <mnemo/text/llama_tokenizer.hpp>
 #include <mnemo/text/merge_pairs.hpp>
 #include <mnemo/text/remaining.hpp>
+#include <mnemo/text/shards.hpp>
 #include <mnemo/text/special_tokens.hpp>
 #include <mnemo/text/utf8.hpp>
 #include <mnemo/text/word_characters.hpp>
