@@ -3,6 +3,7 @@
 
 #include <mnemo/kernels/log_sum_exp.hpp>
 #include <mnemo/nn/adaptive_input.hpp>
+#include <mnemo/nn/output_layer.hpp>
 
 #include <ATen/Parallel.h>
 
@@ -105,6 +106,19 @@ class AdaptiveSoftmaxImpl : public torch::nn::Module {
             parts.push_back(at::log_softmax(tail_logits(i, states), -1) +
                             head.narrow(-1, bands_[0].size + static_cast<std::int64_t>(i) - 1, 1));
         return at::cat(parts, -1);
+    }
+
+    /// The weights as plain tensors, through which gradients flow. Throws Error if words have a projection of their own.
+    OutputLayer output_layer() const {
+        if (word_projection_.defined())
+            fail("output layer: expected states as wide as the embeddings of band 0 (", bands_[0].width, "), got ",
+                 options_.dim());
+        const auto tails = static_cast<std::int64_t>(tails_.size());
+        OutputLayer out{tied_ ? head_ : head_.narrow(0, 0, bands_[0].size), {}, {}};
+        if (tails > 0) out.classes = tied_ ? classes_ : head_.narrow(0, bands_[0].size, tails);
+        for (const Tail& tail : tails_)
+            out.bands.push_back({options_.tie_projections() ? tail.projection.t() : tail.projection, tail.words});
+        return out;
     }
 
     /// What is not tied, under fairseq's names.
