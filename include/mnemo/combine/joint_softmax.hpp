@@ -3,6 +3,7 @@
 
 #include <mnemo/combine/bases.hpp>
 #include <mnemo/core/concepts.hpp>
+#include <mnemo/core/error.hpp>
 #include <mnemo/kernels/log_sum_exp.hpp>
 
 namespace mnemo {

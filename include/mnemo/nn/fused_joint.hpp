@@ -100,6 +100,7 @@ struct Tile {
     at::Tensor targets;           // [n] Long
     at::Tensor bonus;             // [n], added to the target's logit where it counts as the target
     at::Tensor loss;              // [n], out
+    at::Tensor sums;              // [4, n], out without gradients: all and target of the vocabulary, of the memory
     at::Tensor inverse;           // [n], out: of the normaliser, by which the gradients in the tile are to be scaled
     at::Tensor bonus_gradient;    // [n], out
 };
@@ -118,13 +119,26 @@ inline void tile_row(const Tile& t, std::int64_t row, std::vector<std::uint32_t>
     const std::span<float> parts[] = {span(s + left.first, left.size()), span(s + right.first, right.size())};
 
     const double own = double{z[column]} + double{t.bonus.data_ptr<float>()[row]};
-    float highest = max_value(words);
-    LogSumExp same;
-    same.add(static_cast<float>(own));
     hits.clear();
     for (const IdRange range : {left, right})
         find_equal({labels + range.first, static_cast<std::size_t>(range.size())}, target,
                    static_cast<std::uint32_t>(range.first), hits);
+    if (!gradients) {
+        TargetSums memory, all;
+        all.all.add(words), all.target.add(static_cast<float>(own));
+        float* const out = t.sums.data_ptr<float>() + row;
+        const auto put = [&](std::int64_t i, double value) { out[i * t.sums.stride(0)] = static_cast<float>(value); };
+        put(0, all.all.value()), put(1, own);
+        for (const std::span<float> part : parts) memory.all.add(part);
+        for (const std::uint32_t j : hits) memory.target.add(s[j]);
+        put(2, memory.all.value()), put(3, memory.target.value());
+        all.add(memory);
+        t.loss.data_ptr<float>()[row] = static_cast<float>(-all.log_p());
+        return;
+    }
+    float highest = max_value(words);
+    LogSumExp same;
+    same.add(static_cast<float>(own));
     for (const std::span<float> part : parts) highest = std::max(highest, max_value(part));
     for (const std::uint32_t j : hits) same.add(s[j]);
     const double log_target = same.value();
@@ -133,12 +147,10 @@ inline void tile_row(const Tile& t, std::int64_t row, std::vector<std::uint32_t>
     static thread_local std::vector<float> shares;
     shares.clear();
     for (const std::uint32_t j : hits) shares.push_back(static_cast<float>(std::exp(double{s[j]} - log_target)));
-    const std::span<float> none{};
-    double sum = exp_sum(words, highest, 1, gradients ? words : none);
+    double sum = exp_sum(words, highest, 1, words);
     for (const std::span<float> part : parts)
-        if (!part.empty()) sum += exp_sum(part, highest, 1, gradients ? part : none);
+        if (!part.empty()) sum += exp_sum(part, highest, 1, part);
     t.loss.data_ptr<float>()[row] = static_cast<float>(double{highest} + std::log(sum) - log_target);
-    if (!gradients) return;
 
     const double own_share = std::exp(own - log_target);
     z[column] -= static_cast<float>(sum * own_share);
@@ -162,7 +174,15 @@ inline void tile_by_tensors(Tile& t, bool gradients) {
     const at::Tensor target =
         at::logsumexp(at::cat({own.unsqueeze(1), t.memory.masked_fill(same.logical_not(), nothing)}, 1), 1);
     t.loss.copy_(all - target);
-    if (!gradients) return;
+    if (!gradients) {
+        const bool some = memory.size(1) > 0;
+        const at::Tensor empty = at::full_like(all, nothing);
+        t.sums[0].copy_(at::logsumexp(t.vocabulary, 1));
+        t.sums[1].copy_(own);
+        t.sums[2].copy_(some ? at::logsumexp(memory, 1) : empty);
+        t.sums[3].copy_(some ? at::logsumexp(memory.masked_fill(same.logical_not(), nothing), 1) : empty);
+        return;
+    }
     const at::Tensor own_share = at::exp(own - target);
     t.vocabulary.copy_(at::exp(t.vocabulary - all.unsqueeze(1)));
     t.vocabulary.scatter_add_(1, t.column.unsqueeze(1), -own_share.unsqueeze(1));
@@ -174,12 +194,13 @@ inline void tile_by_tensors(Tile& t, bool gradients) {
 
 /// What goes into the fused function beside tensors with gradients.
 struct FusedContext {
-    at::Tensor keys_before, labels_before, keys_after, labels_after, targets, column;
+    std::vector<at::Tensor> keys_before, labels_before, keys_after, labels_after;
+    at::Tensor targets, column;
     Visibility visible;
     double scale = 1;
     FusedTiles tiles;
     bool gradients = false;
-    at::Tensor token_loss; // out
+    at::Tensor token_loss, sums; // out
 };
 
 /// sum of loss over rows, with gradients made on the way: the loss is a sum, so they only wait for a factor.
@@ -199,8 +220,8 @@ struct FusedJoint : torch::autograd::Function<FusedJoint> {
         // Entries: those before, the batch's, those after.
         std::vector<at::Tensor> blocks, labels;
         std::size_t own = 0;
-        const auto others = [&](const at::Tensor& k, const at::Tensor& l) {
-            if (k.defined() && k.size(0) > 0) blocks.push_back(k.detach()), labels.push_back(l);
+        const auto others = [&](const std::vector<at::Tensor>& k, const std::vector<at::Tensor>& l) {
+            for (std::size_t i = 0; i < k.size(); ++i) blocks.push_back(k[i].detach()), labels.push_back(l[i]);
         };
         others(context->keys_before, context->labels_before);
         own = blocks.size();
@@ -213,7 +234,7 @@ struct FusedJoint : torch::autograd::Function<FusedJoint> {
         };
         const at::Tensor d_features = zeros(features_in), d_words = zeros(words_in), d_classes = zeros(classes_in),
                          d_bonus = zeros(bonus_in), d_keys = zeros(keys_in);
-        const at::Tensor loss = at::empty({rows}, options);
+        const at::Tensor loss = at::empty({rows}, options), sums = at::empty({4, gradients ? 0 : rows}, options);
         const std::int64_t step = std::min(context->tiles.rows, std::max<std::int64_t>(rows, 1));
         const at::Tensor buffer = at::empty({step, vocab}, options);
         at::Tensor memory_buffer = at::empty({0}, options);
@@ -276,6 +297,7 @@ struct FusedJoint : torch::autograd::Function<FusedJoint> {
             tile.targets = context->targets.narrow(0, first, n);
             tile.bonus = bonus.narrow(0, first, n);
             tile.loss = loss.narrow(0, first, n);
+            if (!gradients) tile.sums = sums.narrow(1, first, n);
             tile.inverse = at::empty({n}, options);
             tile.bonus_gradient = at::empty({n}, options);
             if (fast) {
@@ -310,7 +332,7 @@ struct FusedJoint : torch::autograd::Function<FusedJoint> {
             }
             d_keys.narrow(0, first, n).add_(d_queries.mul_(factor), context->scale);
         }
-        context->token_loss = loss;
+        context->token_loss = loss, context->sums = sums;
         const std::pair<const at::Tensor&, const at::Tensor&> results[] = {{d_features, features_in},
                                                                            {d_words, words_in},
                                                                            {d_classes, classes_in},
@@ -399,21 +421,11 @@ struct BandLogProb : torch::autograd::Function<BandLogProb> {
     }
 };
 
-} // namespace detail
-
-/// The joint loss without a [rows, vocabulary + memory] matrix: a tile of rows at a time gets its scores, its
-/// normaliser and at once its gradients, which stay; tiles of the memory that no row sees are never computed. Equal to
-/// joint_terms up to rounding, the same bits for any number of threads. float, bfloat16 and half inputs, sums and
-/// scores in float; double in double. Inner products, all visible entries. The gradient can be taken once.
-struct FusedLoss {
-    at::Tensor loss;       // scalar, the sum over rows
-    at::Tensor token_loss; // [rows], detached
-};
-inline FusedLoss fused_joint_loss(const JointInputs& in, const FusedTiles& sizes = {}) {
+/// Prepares a batch for the fused function and calls it; returns the sum of the losses.
+inline at::Tensor fused_joint(const JointInputs& in, const FusedTiles& sizes, FusedContext& context) {
     in.check();
     if (in.logits.defined() || in.scoring.top_k > 0 || in.scoring.metric != Metric::inner_product)
         fail("fused loss: expected features and an output layer, inner products and no top_k");
-    detail::FusedContext context;
     context.keys_before = in.keys_before, context.labels_before = in.labels_before;
     context.keys_after = in.keys_after, context.labels_after = in.labels_after;
     context.targets = in.targets.contiguous();
@@ -435,16 +447,44 @@ inline FusedLoss fused_joint_loss(const JointInputs& in, const FusedTiles& sizes
         const at::Tensor rows = at::nonzero(inside).view(-1);
         if (rows.size(0) > 0)
             bonus = bonus.index_add(0, rows,
-                                    detail::BandLogProb::apply(in.features.index_select(0, rows), projection, embedding,
-                                                               in.targets.index_select(0, rows) - first, sizes.rows));
+                                    BandLogProb::apply(in.features.index_select(0, rows), projection, embedding,
+                                                       in.targets.index_select(0, rows) - first, sizes.rows));
         first += size;
     }
     context.column = column.contiguous();
     const at::Tensor classes =
         in.output.bands.empty() ? in.features.new_empty({0, in.features.size(1)}) : in.output.classes;
     const at::Tensor keys = in.keys.defined() ? in.keys : in.features.new_empty({0, 1});
-    const at::Tensor loss = detail::FusedJoint::apply(in.features, in.output.words, classes, bonus, keys, &context);
+    return FusedJoint::apply(in.features, in.output.words, classes, bonus, keys, &context);
+}
+
+} // namespace detail
+
+/// The joint loss without a [rows, vocabulary + memory] matrix: a tile of rows at a time gets its scores, its
+/// normaliser and at once its gradients, which stay; tiles of the memory that no row sees are never computed. Equal to
+/// joint_terms up to rounding, the same bits for any number of threads. float, bfloat16 and half inputs, sums and
+/// scores in float; double in double. Inner products, all visible entries. The gradient can be taken once.
+struct FusedLoss {
+    at::Tensor loss;       // scalar, the sum over rows
+    at::Tensor token_loss; // [rows], detached
+};
+inline FusedLoss fused_joint_loss(const JointInputs& in, const FusedTiles& sizes = {}) {
+    detail::FusedContext context;
+    const at::Tensor loss = detail::fused_joint(in, sizes, context);
     return {loss, context.token_loss};
+}
+
+/// The sums behind it, for scoring: of the vocabulary and of the memory, detached. Other sources may be added to them.
+struct FusedSums {
+    Sums vocabulary, memory;
+    at::Tensor token_loss; // [rows], of both
+};
+inline FusedSums fused_joint_sums(const JointInputs& in, const FusedTiles& sizes = {}) {
+    const at::NoGradGuard no_grad;
+    detail::FusedContext context;
+    detail::fused_joint(in, sizes, context);
+    const at::Tensor& sums = context.sums;
+    return {{sums[0], sums[1]}, {sums[2], sums[3]}, context.token_loss};
 }
 
 } // namespace mnemo::nn

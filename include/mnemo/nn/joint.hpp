@@ -124,17 +124,14 @@ struct JointInputs {
     at::Tensor logits;  // [T, V] instead of both
     at::Tensor targets; // Long [T]
     at::Tensor keys;    // [T, D_k]: the queries, and the entries after `before`; undefined: no memory, cross-entropy
-    // Entries of others, which are constants: keys [n, D_k] and labels Long [n]. Undefined: none.
-    at::Tensor keys_before, labels_before, keys_after, labels_after;
+    // Entries of others, which are constants: keys [n, D_k] and labels Long [n] of each block.
+    std::vector<at::Tensor> keys_before, labels_before, keys_after, labels_after;
     Visibility visible; // T rows; entries are those before, the T of the batch, those after
     MemoryScoring scoring;
 
     std::int64_t rows() const { return targets.size(0); }
-    at::Tensor all_keys() const {
-        return joined(keys_before.defined() ? keys_before.detach() : keys_before, keys,
-                      keys_after.defined() ? keys_after.detach() : keys_after);
-    }
-    at::Tensor all_labels() const { return joined(labels_before, targets, labels_after); }
+    at::Tensor all_keys() const { return joined(keys_before, keys, keys_after, true); }
+    at::Tensor all_labels() const { return joined(labels_before, targets, labels_after, false); }
 
     /// Throws Error unless all shapes fit.
     void check() const {
@@ -161,12 +158,14 @@ struct JointInputs {
         if (!keys.defined()) return;
         matrix("keys", keys, n, -1);
         std::int64_t entries = n;
-        const auto others = [&](const char* what, const at::Tensor& k, const at::Tensor& labels) {
-            if (!k.defined()) return;
-            if (!labels.defined() || labels.dim() != 1 || labels.scalar_type() != at::kLong)
-                fail(what, ": expected labels Long [entries], got ", describe(labels));
-            matrix(what, k, labels.size(0), keys.size(1));
-            entries += k.size(0);
+        const auto others = [&](const char* what, const std::vector<at::Tensor>& k, const std::vector<at::Tensor>& l) {
+            expect_equal(what, k.size(), l.size());
+            for (std::size_t i = 0; i < k.size(); ++i) {
+                if (!l[i].defined() || l[i].dim() != 1 || l[i].scalar_type() != at::kLong)
+                    fail(what, ": expected labels Long [entries], got ", describe(l[i]));
+                matrix(what, k[i], l[i].size(0), keys.size(1));
+                entries += k[i].size(0);
+            }
         };
         others("keys before the batch", keys_before, labels_before);
         others("keys after the batch", keys_after, labels_after);
@@ -175,11 +174,13 @@ struct JointInputs {
     }
 
   private:
-    static at::Tensor joined(const at::Tensor& a, const at::Tensor& b, const at::Tensor& c) {
+    static at::Tensor joined(const std::vector<at::Tensor>& before, const at::Tensor& own,
+                             const std::vector<at::Tensor>& after, bool constant) {
         std::vector<at::Tensor> parts;
-        for (const at::Tensor& t : {a, b, c})
-            if (t.defined()) parts.push_back(t);
-        return parts.size() == 1 ? parts[0] : at::cat(parts);
+        for (const at::Tensor& t : before) parts.push_back(constant ? t.detach().to(own.options()) : t);
+        parts.push_back(own);
+        for (const at::Tensor& t : after) parts.push_back(constant ? t.detach().to(own.options()) : t);
+        return parts.size() == 1 ? own : at::cat(parts);
     }
 };
 

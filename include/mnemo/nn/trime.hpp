@@ -100,21 +100,20 @@ struct TrimeRows {
         if (options.cross_entropy) return;
         in.keys = flat("keys", batch.keys);
         in.scoring.scale = 1 / (std::sqrt(static_cast<double>(in.keys.size(1))) * options.temperature);
-        const auto join = [](const std::vector<at::Tensor>& parts, std::size_t begin, std::size_t end) {
-            return begin < end ? at::cat(at::TensorList(parts).slice(begin, end - begin)) : at::Tensor();
-        };
         if (!ranks.keys.empty()) {
             const std::size_t world = ranks.keys.size();
             if (ranks.rank >= world || ranks.targets.size() != world)
                 fail("ranks: expected keys and targets of each of ", world, " ranks, own rank below it, got ",
                      ranks.targets.size(), " targets and rank ", ranks.rank);
-            in.keys_before = join(ranks.keys, 0, ranks.rank);
-            in.labels_before = join(ranks.targets, 0, ranks.rank);
-            in.keys_after = join(ranks.keys, ranks.rank + 1, world);
-            in.labels_after = join(ranks.targets, ranks.rank + 1, world);
+            for (std::size_t r = 0; r < world; ++r) {
+                if (r == ranks.rank) continue;
+                (r < ranks.rank ? in.keys_before : in.keys_after).push_back(ranks.keys[r]);
+                (r < ranks.rank ? in.labels_before : in.labels_after).push_back(ranks.targets[r]);
+            }
         }
-        if (in.keys_before.defined()) first = in.keys_before.size(0);
-        entries = first + in.rows() + (in.keys_after.defined() ? in.keys_after.size(0) : 0);
+        for (const at::Tensor& k : in.keys_before) first += k.size(0);
+        entries = first + in.rows();
+        for (const at::Tensor& k : in.keys_after) entries += k.size(0);
     }
 };
 
