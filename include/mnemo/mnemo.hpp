@@ -48,6 +48,7 @@
 #include <mnemo/store/both.hpp>
 #include <mnemo/store/low_rank.hpp>
 #include <mnemo/store/packed.hpp>
+#include <mnemo/store/ring.hpp>
 #include <mnemo/store/tokens.hpp>
 #include <mnemo/store/views.hpp>
 #include <mnemo/text/bleu.hpp>

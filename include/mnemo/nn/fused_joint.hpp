@@ -424,8 +424,9 @@ struct BandLogProb : torch::autograd::Function<BandLogProb> {
 /// Prepares a batch for the fused function and calls it; returns the sum of the losses.
 inline at::Tensor fused_joint(const JointInputs& in, const FusedTiles& sizes, FusedContext& context) {
     in.check();
-    if (in.logits.defined() || in.scoring.top_k > 0 || in.scoring.metric != Metric::inner_product)
-        fail("fused loss: expected features and an output layer, inner products and no top_k");
+    if (in.logits.defined() || in.scoring.top_k > 0 || in.scoring.metric != Metric::inner_product ||
+        in.parity.free_target)
+        fail("fused loss: expected features and an output layer, inner products, no top_k and no free target");
     context.keys_before = in.keys_before, context.labels_before = in.labels_before;
     context.keys_after = in.keys_after, context.labels_after = in.labels_after;
     context.targets = in.targets.contiguous();
@@ -445,10 +446,13 @@ inline at::Tensor fused_joint(const JointInputs& in, const FusedTiles& sizes, Fu
         const at::Tensor inside = in.targets.ge(first).logical_and(in.targets.lt(first + size));
         column = column.masked_fill(inside, in.output.words.size(0) + static_cast<std::int64_t>(i));
         const at::Tensor rows = at::nonzero(inside).view(-1);
-        if (rows.size(0) > 0)
-            bonus = bonus.index_add(0, rows,
-                                    BandLogProb::apply(in.features.index_select(0, rows), projection, embedding,
-                                                       in.targets.index_select(0, rows) - first, sizes.rows));
+        if (rows.size(0) > 0) {
+            const at::Tensor within = in.targets.index_select(0, rows) - first;
+            at::Tensor log_p =
+                BandLogProb::apply(in.features.index_select(0, rows), projection, embedding, within, sizes.rows);
+            if (in.parity.free_in_band) log_p = log_p.masked_fill(within.eq(*in.parity.free_in_band), 0.0);
+            bonus = bonus.index_add(0, rows, log_p);
+        }
         first += size;
     }
     context.column = column.contiguous();

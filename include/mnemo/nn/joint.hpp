@@ -128,6 +128,7 @@ struct JointInputs {
     std::vector<at::Tensor> keys_before, labels_before, keys_after, labels_after;
     Visibility visible; // T rows; entries are those before, the T of the batch, those after
     MemoryScoring scoring;
+    VocabularyParity parity;
 
     std::int64_t rows() const { return targets.size(0); }
     at::Tensor all_keys() const { return joined(keys_before, keys, keys_after, true); }
@@ -190,11 +191,11 @@ struct JointTerms {
     at::Tensor token_loss;   // [T], nats: log(all) - log(target) of both together
     at::Tensor top_scores;   // [T, k] with top_k
 };
-inline JointTerms joint_terms(const JointInputs& in, const VocabularyParity& parity = {}) {
+inline JointTerms joint_terms(const JointInputs& in) {
     in.check();
     JointTerms out;
-    out.vocabulary = in.logits.defined() ? vocabulary_sums(in.logits, in.targets, parity)
-                                         : vocabulary_sums(in.features, in.output, in.targets, parity);
+    out.vocabulary = in.logits.defined() ? vocabulary_sums(in.logits, in.targets, in.parity)
+                                         : vocabulary_sums(in.features, in.output, in.targets, in.parity);
     Sums sums = out.vocabulary;
     if (in.keys.defined()) {
         at::Tensor scores = memory_scores(in.keys, in.all_keys(), in.visible, in.scoring), labels = in.all_labels();

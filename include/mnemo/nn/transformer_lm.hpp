@@ -291,6 +291,10 @@ class TransformerLmImpl : public torch::nn::Module {
     }
     bool adaptive_softmax() const { return !options_.adaptive_softmax_cutoff().empty(); }
     const AdaptiveSoftmax& head() const { return adaptive_softmax_; }
+    /// The weights behind `prehead` as plain tensors, through which gradients flow.
+    OutputLayer output_layer() const {
+        return adaptive_softmax() ? adaptive_softmax_->output_layer() : OutputLayer{output_, {}, {}};
+    }
 
     /// Every tensor once, under fairseq's names; parts of one parameter are views, without gradient.
     NamedWeights weights() const {

@@ -42,12 +42,12 @@ struct TrimeOptions {
     bool cross_entropy = false; // warm-up: no memory, keys get no gradient
     double temperature = 1;     // of the memory's scores
     bool plain = false;         // whole matrices in place of tiles
-    // The reference's defects, for its numbers; they run on whole matrices. With `pads_are_tokens` give no lengths.
-    bool pads_are_tokens = false;   // padding is remembered, and costs what the memory takes from it
+    // The reference's defects, for its numbers.
+    bool pads_are_tokens = false;   // padding is remembered and costs what that takes from it; without lengths, plain
     bool bands_skip_pad_id = false; // the target of id `pad` within a band is free: its probability is overstated
     std::int64_t pad = 1;
 
-    bool needs_plain() const { return plain || pads_are_tokens || bands_skip_pad_id; }
+    bool needs_plain() const { return plain || pads_are_tokens; }
 };
 
 struct TrimeLoss {
@@ -117,23 +117,22 @@ struct TrimeRows {
     }
 };
 
-inline TrimeLoss trime_result(const TrimeRows& rows, const TrimeOptions& options) {
+inline TrimeLoss trime_result(TrimeRows& rows, const TrimeOptions& options) {
     TrimeLoss out;
-    out.inputs = rows.in;
     out.tokens = rows.in.rows();
+    if (options.bands_skip_pad_id) rows.in.parity.free_in_band = options.pad;
+    if (options.pads_are_tokens) {
+        rows.in.parity.free_target = options.pad;
+        out.tokens = rows.in.targets.ne(options.pad).sum().item<std::int64_t>();
+    }
+    out.inputs = rows.in;
     if (!options.needs_plain() && !rows.in.logits.defined() && rows.in.scoring.top_k == 0 &&
         rows.in.scoring.metric == Metric::inner_product) {
         const FusedLoss fused = fused_joint_loss(rows.in);
         out.loss = fused.loss, out.token_loss = fused.token_loss;
         return out;
     }
-    VocabularyParity parity;
-    if (options.pads_are_tokens) {
-        parity.free_target = options.pad;
-        out.tokens = rows.in.targets.ne(options.pad).sum().item<std::int64_t>();
-    }
-    if (options.bands_skip_pad_id) parity.free_in_band = options.pad;
-    out.terms = joint_terms(rows.in, parity);
+    out.terms = joint_terms(rows.in);
     out.token_loss = out.terms.token_loss;
     out.loss = out.token_loss.sum();
     return out;
@@ -208,6 +207,39 @@ inline TrimeLoss trime_mt_loss(const TrimeBatch& batch, const OutputLayer& outpu
     if (rows.in.keys.defined())
         rows.in.visible = Visibility::other_segments(rows.lengths, rows.entries, rows.first, false);
     return detail::trime_result(rows, options);
+}
+
+/// How TrimeMT decodes.
+struct TrimeMtDecoding {
+    double temperature = 1; // theta of the retrieved scores: the published value * sqrt(D)
+    std::optional<double>
+        lambda{};                // a fixed share of the retrieved tokens; unset: their own weight (see trime_mt_step)
+    bool add_unweighted = false; // the reference's defect: without a fixed lambda the sum is 2 - lambda
+};
+struct TrimeMtStep {
+    at::Tensor lambda;        // [rows, 1]
+    at::Tensor retrieved;     // [rows, V], the distribution of the retrieved tokens alone
+    at::Tensor probabilities; // [rows, V]
+};
+/// logits [rows, V], scores and tokens [rows, k] of what was retrieved -> the next token's distribution
+///     (1 - lambda) p_vocabulary + lambda p_retrieved,   lambda = Z_r / (Z_v + Z_r),
+/// Z the sums of exp(logit) and exp(score / temperature): one softmax over both. A score of -inf is no entry.
+inline TrimeMtStep trime_mt_step(const at::Tensor& logits, const at::Tensor& scores, const at::Tensor& tokens,
+                                 const TrimeMtDecoding& decoding) {
+    if (logits.dim() != 2 || scores.dim() != 2 || scores.size(0) != logits.size(0) || tokens.sizes() != scores.sizes())
+        fail("logits, scores and tokens: expected [rows, V] and twice [rows, k], got ", describe(logits), ", ",
+             describe(scores), " and ", describe(tokens));
+    const at::Tensor scaled = scores / decoding.temperature;
+    const at::Tensor all = at::logsumexp(scaled, 1, true);
+    TrimeMtStep out;
+    out.lambda =
+        decoding.lambda ? at::full_like(all, *decoding.lambda) : at::sigmoid(all - at::logsumexp(logits, 1, true));
+    const at::Tensor share = at::exp(scaled - all).masked_fill(at::isinf(all), 0);
+    out.retrieved = at::zeros_like(logits).scatter_add(1, tokens, share);
+    const bool weighted = decoding.lambda || !decoding.add_unweighted;
+    out.probabilities =
+        (1 - out.lambda) * at::softmax(logits, 1) + (weighted ? out.lambda * out.retrieved : out.retrieved);
+    return out;
 }
 
 } // namespace mnemo::nn

@@ -35,21 +35,7 @@ RankEntries gathered(const std::vector<Rank>& ranks, std::size_t own, bool drop_
     return out;
 }
 
-// The reference's defects show where a target is padding, or has the id of padding within its band.
-bool defects_show(const std::vector<Rank>& ranks, const OutputLayer& output, std::int64_t pad) {
-    bool found = false;
-    for (const Rank& rank : ranks) {
-        std::int64_t first = 0, size = output.words.size(0);
-        found |= rank.batch.targets.eq(pad).any().item<bool>();
-        for (const auto& band : output.bands) {
-            first += size, size = band.embedding.size(0);
-            found |= size > pad && rank.batch.targets.eq(first + pad).any().item<bool>();
-        }
-    }
-    return found;
-}
-
-// By whole matrices in double, with the reference's defects; and by tiles in float, where no defect shows.
+// By whole matrices in double, where padding counts as in the reference; and by tiles in float, if there is none.
 void lm_loss(const Fixture& fixture, Check& check, bool fused) {
     const Tolerance tolerance = golden::tolerance_of(fixture);
     const std::string criterion = fixture.text("criterion");
@@ -57,7 +43,7 @@ void lm_loss(const Fixture& fixture, Check& check, bool fused) {
     const std::int64_t pad = fixture.integer("pad_idx");
     const TrimeOptions options{.cross_entropy = fixture.text("ce_warmup") == "1",
                                .pads_are_tokens = !fused,
-                               .bands_skip_pad_id = !fused,
+                               .bands_skip_pad_id = true,
                                .pad = pad};
     const at::ScalarType type = fused ? at::kFloat : at::kDouble;
     auto weights = golden::trime_weights(fixture, type);
@@ -70,7 +56,8 @@ void lm_loss(const Fixture& fixture, Check& check, bool fused) {
         const at::Tensor features = leaf("in.features"), keys = leaf("in.keys");
         ranks.push_back({suffix, {features, keys, golden::ids_of(fixture, "in.targets" + suffix), {}, {}}, features});
     }
-    if (fused && defects_show(ranks, weights.output, pad)) return;
+    for (const Rank& rank : ranks)
+        if (fused && rank.batch.targets.eq(pad).any().item<bool>()) return;
     for (std::size_t r = 0; r < world; ++r) {
         const auto& [suffix, batch, features] = ranks[r];
         for (auto& [name, weight] : weights.named) weight.mutable_grad() = at::Tensor();
@@ -184,8 +171,98 @@ void translation_loss(const Fixture& fixture, Check& check) {
     }
 }
 
+// The reference's decoder, whose own weights are the output layer.
+TransformerLm decoder_in(const Fixture& fixture) {
+    std::vector<std::int64_t> cutoffs;
+    for (const auto& id : fixture.list("cutoff")) cutoffs.push_back(std::stoll(id));
+    TransformerLmOptions o;
+    o.vocab_size(fixture.integer("vocab_size")).dim(fixture.integer("dim")).pad(fixture.integer("pad_idx"));
+    o.layers(fixture.integer("layers")).heads(fixture.integer("heads")).ffn_dim(fixture.integer("ffn"));
+    o.activation(fixture.text("activation")).final_norm(fixture.text("final_norm") == "1");
+    o.adaptive_input(true).adaptive_input_cutoff(cutoffs).adaptive_input_factor(fixture.number("factor"));
+    o.adaptive_softmax_cutoff(cutoffs).adaptive_softmax_factor(fixture.number("factor"));
+    o.tie_adaptive_weights(fixture.text("tie_adaptive_weights") == "1");
+    o.tie_adaptive_proj(fixture.text("tie_adaptive_proj") == "1");
+    TransformerLm model(o);
+    load_weights(*model, fixture.tensors(), "w.");
+    return model;
+}
+
+// The gradient of a weight by fairseq's name, which may be a part of a parameter.
+at::Tensor gradient_of(const TransformerLm& model, const std::string& name) {
+    for (const auto& [known, weight] : model->weights()) {
+        if (known != name) continue;
+        for (const at::Tensor& parameter : model->parameters()) {
+            const auto offset = weight.data_ptr<float>() - parameter.data_ptr<float>();
+            if (offset < 0 || offset >= parameter.numel()) continue;
+            if (!parameter.grad().defined()) return at::zeros_like(weight);
+            return parameter.grad().reshape(-1).narrow(0, offset, weight.numel());
+        }
+    }
+    mnemo::fail("the model has no weight ", name);
+}
+
+void whole_model(const Fixture& fixture, Check& check) {
+    const Tolerance tolerance = golden::tolerance_of(fixture);
+    const TransformerLm model = decoder_in(fixture);
+    const at::Tensor tokens = golden::ids_of(fixture, "in.src_tokens"), targets = golden::ids_of(fixture, "in.targets");
+    const auto states = model->states(tokens, {model->tap("ffn_in"), model->tap("prehead")});
+    const bool last_ffn = fixture.text("key_type") == "last_ffn_input";
+    const at::Tensor keys = last_ffn ? states[0] : states[1];
+    const auto close = [&](const std::string& name, const at::Tensor& got) {
+        check.close(name, floats_of(got), tolerance);
+    };
+    close("out.last_ffn_input", states[0]);
+    close("out.model_output", states[1]);
+    close("out.features", states[1]);
+    close("out.keys", keys);
+    const TrimeBatch batch{states[1], keys, targets, {}, {}};
+    for (const bool plain : {true, false}) {
+        for (auto& parameter : model->parameters()) parameter.mutable_grad() = at::Tensor();
+        const bool padded = targets.eq(fixture.integer("pad_idx")).any().item<bool>();
+        const TrimeOptions options{
+            .plain = plain, .pads_are_tokens = padded, .bands_skip_pad_id = true, .pad = fixture.integer("pad_idx")};
+        const OutputLayer output = model->head()->output_layer();
+        const TrimeLoss loss = fixture.text("criterion") == "trime_loss"
+                                   ? trime_loss(batch, output, options)
+                                   : trime_ext_loss(batch, output, options, fixture.text("only_cross_sent") == "1");
+        close("out.loss", loss.loss);
+        loss.loss.backward({}, plain); // the second run reads the graph of the decoder again
+        for (const std::string& name : fixture.names("grad.")) close(name, gradient_of(model, name.substr(5)));
+    }
+}
+
+// One step of decoding: the retrieved tokens' distribution mixed in by their own weight against the vocabulary's.
+void translation_step(const Fixture& fixture, Check& check) {
+    const at::NoGradGuard no_grad;
+    const Tolerance tolerance = golden::tolerance_of(fixture);
+    const at::Tensor logits = golden::tensor_of(fixture, "in.logits").flatten(0, 1);
+    const at::Tensor scores = golden::tensor_of(fixture, "in.knn_dists").flatten(0, 1);
+    const at::Tensor ids = golden::ids_of(fixture, "in.knn_ids").flatten(0, 1);
+    const at::Tensor tokens = golden::ids_of(fixture, "in.dstore_vals").index_select(0, ids.reshape(-1)).view_as(ids);
+    TrimeMtDecoding decoding{.temperature = fixture.number("temperature")};
+    if (fixture.text("lambda_type") == "fix")
+        decoding.lambda = fixture.number("lambda_value");
+    else
+        decoding.temperature *= std::sqrt(static_cast<double>(fixture.integer("dim")));
+    const TrimeMtStep right = trime_mt_step(logits, scores, tokens, decoding);
+    decoding.add_unweighted = true;
+    const TrimeMtStep step = trime_mt_step(logits, scores, tokens, decoding);
+    const auto close = [&](const std::string& name, const at::Tensor& got) {
+        check.close(name, floats_of(got), tolerance);
+    };
+    close("out.lambda", step.lambda);
+    close("out.knn_prob", step.retrieved);
+    close("out.prob", step.probabilities);
+    close("out.prob_sum", step.probabilities.sum(1));
+    check.that("out.prob_sum", at::allclose(right.probabilities.sum(1), at::ones({logits.size(0)})),
+               "a distribution without the reference's defect");
+}
+
 } // namespace
 
+GOLDEN("trime.lm") { whole_model(fixture, check); }
+GOLDEN("trime.mt_decode") { translation_step(fixture, check); }
 GOLDEN("trime.mt") { translation_loss(fixture, check); }
 GOLDEN("trime.loss") { lm_loss(fixture, check); }
 GOLDEN("trime.long_loss") { lm_loss(fixture, check); }
