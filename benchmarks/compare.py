@@ -7,11 +7,15 @@
 Both are run one after the other. A benchmark whose label is the name of a case of the script is compared with it; rates
 are medians over the repetitions, in items per second of wall time. The script is asked with --threads, --repeat and
 --case, and prints one JSON object a line: case, items_per_s. --python names the interpreter that runs it.
+
+With --each every case gets processes of its own, program and script in turn: what the machine does beside changes less
+between the two, and peak memory above the start is compared, too (peak_rss_mb and rss_before_mb of both).
 """
 import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -58,6 +62,47 @@ def theirs(python, script, cases, threads, repeat, environment):
     return {line["case"]: line["items_per_s"] for line in lines if "items_per_s" in line}
 
 
+def extra(record):
+    return record["peak_rss_mb"] - record["rss_before_mb"] if "peak_rss_mb" in record else None
+
+
+def each(wanted, environment):
+    """name -> (our rate, their rate, our extra memory, theirs), a case at a time."""
+    tests = subprocess.run([wanted.program, "--benchmark_list_tests", f"--benchmark_filter={wanted.filter}"],
+                           env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout.split()
+    for test in tests:
+        command = [wanted.program, "--benchmark_format=json", f"--benchmark_repetitions={wanted.repeat}",
+                   f"--benchmark_filter=^{re.escape(test)}$"]
+        out = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout
+        runs = [r for r in json.loads(out)["benchmarks"] if r.get("run_type") == "iteration"]
+        name = runs[0].get("label") or runs[0]["name"]
+        rate, memory = statistics.median(r["items_per_second"] for r in runs), extra(runs[0])
+        case = name.split(".", 1)[-1]
+        if wanted.cases and case not in wanted.cases.split(","):
+            continue
+        command = [wanted.python, wanted.reference, "--threads", str(wanted.threads), "--repeat", str(wanted.repeat),
+                   "--case", case]
+        out = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+        found = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+        found = [record for record in found if record.get("case") == name and "items_per_s" in record]
+        yield name, rate, found[0]["items_per_s"] if found else None, memory, extra(found[0]) if found else None
+
+
+def compare_each(wanted, environment):
+    print(f"{processor()}, {wanted.threads} thread(s), load {os.getloadavg()[0]:.1f}, median of {wanted.repeat}")
+    print(f"{'':28} {'items/s':>10} {'reference':>10} {'ratio':>7}   {'extra MB':>9} {'reference':>9} {'ratio':>7}")
+    record = {}
+    for name, rate, other, memory, other_memory in each(wanted, environment):
+        line = f"{name:28} {rate:10.1f}"
+        line += f" {other:10.1f} {rate / other:6.1f}x" if other else f" {'':18}"
+        if memory is not None:
+            line += f"   {memory:9.1f}"
+            line += f" {other_memory:9.1f} {memory / other_memory:7.3f}" if other_memory else ""
+        print(line, flush=True)
+        record[name] = {"mnemo": rate, "reference": other, "extra_mb": memory, "reference_extra_mb": other_memory}
+    return record
+
+
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("program", help="a Google Benchmark program")
@@ -67,12 +112,20 @@ def main():
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--repeat", type=int, default=5)
     options.add_argument("--python", default=sys.executable)
+    options.add_argument("--each", action="store_true", help="a case at a time, with peak memory")
     options.add_argument("--json", help="writes every number to this file")
     wanted = options.parse_args()
 
     environment = dict(os.environ)
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         environment[variable] = str(wanted.threads)
+
+    if wanted.each:
+        record = {"processor": processor(), "threads": wanted.threads, "cases": compare_each(wanted, environment)}
+        if wanted.json:
+            with open(wanted.json, "w") as file:
+                json.dump(record, file, indent=2)
+        return
 
     rates = ours(wanted.program, wanted.repeat, environment, wanted.filter)
     reference = theirs(wanted.python, wanted.reference, wanted.cases, wanted.threads, wanted.repeat, environment)

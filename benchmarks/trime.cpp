@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
-// Forward and backward of TRIME's losses, one thread. Peak memory belongs to a process: run one case at a time
-// (--benchmark_filter), as the level before and the highest level are those of the process.
+// TRIME's losses, forward and backward, and the scoring of a window with memories, one thread. Peak memory belongs to a
+// process: run one case at a time (--benchmark_filter), as the level before and the highest level are those of the
+// process; compare.py does. Labels are the cases of the reference's script.
 #include <mnemo/nn/trime.hpp>
+#include <mnemo/nn/trime_scorer.hpp>
 
 #include <benchmark/benchmark.h>
 
@@ -17,7 +19,7 @@ double peak_megabytes() {
     return static_cast<double>(usage.ru_maxrss) / 1024;
 }
 
-enum class Kind { cross_entropy, local, earlier, others };
+enum class Kind { cross_entropy, local, earlier, others, top_8 };
 
 struct Case {
     TrimeBatch batch;
@@ -41,6 +43,11 @@ struct Case {
             return trime_long_loss_same_device(batch, output, options);
         case Kind::others:
             return trime_ext_loss(batch, output, options, false);
+        case Kind::top_8: {
+            TrimeOptions translation = options;
+            translation.temperature = 10;
+            return trime_mt_loss(batch, output, translation, {.top_k = 8});
+        }
         default: {
             TrimeOptions warm_up = options;
             warm_up.cross_entropy = true;
@@ -54,25 +61,73 @@ struct Case {
     }
 };
 
-void train(benchmark::State& state, Kind kind, std::int64_t segments, std::int64_t length, std::int64_t dim,
-           std::int64_t vocab, bool plain) {
-    at::set_num_threads(1);
-    const Case problem(kind, segments, length, dim, vocab);
+void measure(benchmark::State& state, const std::string& label, std::int64_t items, auto&& step) {
     const double before = peak_megabytes();
-    problem.step({.plain = plain});
-    for (auto _ : state) problem.step({.plain = plain});
-    state.counters["extra_mb"] = peak_megabytes() - before;
-    state.counters["tokens_per_s"] =
-        benchmark::Counter(static_cast<double>(segments * length * state.iterations()), benchmark::Counter::kIsRate);
+    step();
+    for (auto _ : state) step();
+    state.counters["rss_before_mb"] = before;
+    state.counters["peak_rss_mb"] = peak_megabytes();
+    state.SetItemsProcessed(state.iterations() * items);
+    state.SetLabel(label);
 }
 
-void add(const char* name, Kind kind, std::int64_t segments, std::int64_t length, std::int64_t dim,
+void train(benchmark::State& state, const std::string& label, Kind kind, std::int64_t segments, std::int64_t length,
+           std::int64_t dim, std::int64_t vocab, bool plain) {
+    at::set_num_threads(1);
+    const Case problem(kind, segments, length, dim, vocab);
+    measure(state, label, segments * length, [&] { problem.step({.plain = plain}); });
+}
+
+// What a search found, as it is handed on: random entries with falling scores.
+struct Found {
+    mnemo::Hits hits;
+    mnemo::Hits retrieve(const mnemo::MemoryStore auto& /*store*/, mnemo::Rows /*queries*/) const { return hits; }
+};
+
+void score(benchmark::State& state, const std::string& label, mnemo::index_t mem_size, mnemo::index_t k) {
+    at::set_num_threads(1);
+    constexpr std::int64_t window = 3072, scored = 512, dim = 1024, vocab = 8192;
+    const Case words(Kind::local, 1, window, dim, vocab);
+    const auto keys = [&](std::int64_t n) { return at::layer_norm(at::randn({n, dim}), {dim}); };
+    TrimeScorer scorer(
+        {words.output.words.detach(), {}, {}},
+        {.temperature = 1.2, .mem_size = mem_size, .lambda = k > 0 ? 0.3 : 0.0, .interpolation_temperature = 10.5},
+        dim);
+    const at::Tensor tokens = words.batch.targets.view({window});
+    TrimeWindow w{at::randn({window, dim}), keys(window),
+                  tokens.roll(1),           tokens.narrow(0, window - scored, scored),
+                  window - scored,          {}};
+    for (mnemo::index_t left = mem_size; left > 0; left -= scored) scorer.score(w); // fills the memory
+    mnemo::TokenStore<> store(dim);
+    Found found;
+    if (k > 0) {
+        const at::Tensor stored = keys(4096), values = at::randint(4, vocab, {4096}, at::kInt);
+        store.append(as_rows(stored), {values.data_ptr<std::int32_t>(), 4096});
+        for (std::int64_t i = 0; i < scored; ++i) {
+            for (mnemo::index_t j = 0; j < k; ++j)
+                found.hits.push((i * 7 + j * 13) % 4096, 0.5f * dim - 0.03f * static_cast<float>(j));
+            found.hits.end_row();
+        }
+    }
+    measure(state, label, scored, [&] {
+        const TrimeScores scores = k > 0 ? scorer.score(w, found, store) : scorer.score(w);
+        benchmark::DoNotOptimize(scores.log_p.data_ptr<float>());
+    });
+}
+
+void add(const std::string& name, Kind kind, std::int64_t segments, std::int64_t length, std::int64_t dim,
          std::int64_t vocab) {
-    for (const bool plain : {false, true})
-        benchmark::RegisterBenchmark((std::string("trime/") + name + (plain ? "/plain" : "/fused")).c_str(), train,
-                                     kind, segments, length, dim, vocab, plain)
+    for (const bool plain : {false, true}) {
+        const std::string full = "trime." + name + (plain ? "/plain" : "");
+        benchmark::RegisterBenchmark(full.c_str(), train, full, kind, segments, length, dim, vocab, plain)
             ->Unit(benchmark::kMillisecond)
             ->UseRealTime();
+    }
+}
+void add(const std::string& name, mnemo::index_t mem_size, mnemo::index_t k) {
+    benchmark::RegisterBenchmark(("trime." + name).c_str(), score, "trime." + name, mem_size, k)
+        ->Unit(benchmark::kMillisecond)
+        ->UseRealTime();
 }
 
 } // namespace
@@ -85,6 +140,10 @@ int main(int count, char** arguments) {
     add("long_T4096_chars", Kind::earlier, 8, 512, 512, 208);
     add("long_T6144", Kind::earlier, 4, 1536, 512, 8192);
     add("ext_T3072", Kind::others, 4, 768, 512, 8192);
+    add("mt_T3072_top8", Kind::top_8, 96, 32, 512, 10152);
+    add("eval_local", 0, 0);
+    add("eval_long_12288", 12288, 0);
+    add("eval_ext_combine_k1024", 0, 1024);
     benchmark::Initialize(&count, arguments);
     benchmark::RunSpecifiedBenchmarks();
 }

@@ -37,8 +37,10 @@
 #include <mnemo/papers/knn_lm_sample.hpp>
 #include <mnemo/papers/knn_lm_sweep.hpp>
 #include <mnemo/papers/pema.hpp>
+#include <mnemo/papers/trime.hpp>
 #include <mnemo/retrieve/any.hpp>
 #include <mnemo/retrieve/both.hpp>
+#include <mnemo/retrieve/dense.hpp>
 #include <mnemo/retrieve/exact.hpp>
 #include <mnemo/retrieve/first_hits.hpp>
 #include <mnemo/retrieve/nothing.hpp>
