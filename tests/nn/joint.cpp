@@ -38,6 +38,7 @@ struct Problem {
         in.scoring.scale = 0.7 / std::sqrt(static_cast<double>(width));
         if (seed % 7 == 0) return; // no memory: cross-entropy
         in.keys = leaf({rows, width});
+        if (seed % 4 == 1) in.scoring.top_k = number(1, 9);
         const std::int64_t before = seed % 2 == 0 ? number(0, 30) : 0, after = seed % 3 == 0 ? number(0, 30) : 0;
         const auto others = [&](std::int64_t n, std::vector<at::Tensor>& keys, std::vector<at::Tensor>& labels) {
             for (const std::int64_t part : {n / 3, n - n / 3}) {

@@ -108,7 +108,8 @@ class AdaptiveSoftmaxImpl : public torch::nn::Module {
         return at::cat(parts, -1);
     }
 
-    /// The weights as plain tensors, through which gradients flow. Throws Error if words have a projection of their own.
+    /// The weights as plain tensors, through which gradients flow. Throws Error if words have a projection of their
+    /// own.
     OutputLayer output_layer() const {
         if (word_projection_.defined())
             fail("output layer: expected states as wide as the embeddings of band 0 (", bands_[0].width, "), got ",

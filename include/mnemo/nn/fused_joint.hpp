@@ -103,7 +103,27 @@ struct Tile {
     at::Tensor sums;              // [4, n], out without gradients: all and target of the vocabulary, of the memory
     at::Tensor inverse;           // [n], out: of the normaliser, by which the gradients in the tile are to be scaled
     at::Tensor bonus_gradient;    // [n], out
+    std::int64_t top_k = 0;       // only so many entries of a row take part; 0: all
 };
+
+/// The places of the `k` highest of what a row sees, the first of equal ones, in no order.
+inline void best_places(const float* s, VisibleRow seen, std::int64_t k, std::vector<std::uint32_t>& places) {
+    // A heap whose front is the worst that is kept.
+    const auto better = [s](std::uint32_t a, std::uint32_t b) { return s[a] != s[b] ? s[a] > s[b] : a < b; };
+    places.clear();
+    for (const IdRange range : {seen.left, seen.right})
+        for (index_t j = range.first; j < range.last; ++j) {
+            const auto place = static_cast<std::uint32_t>(j);
+            if (static_cast<std::int64_t>(places.size()) < k) {
+                places.push_back(place);
+                std::push_heap(places.begin(), places.end(), better);
+            } else if (s[j] > s[places.front()]) { // later ones of equal score stay out
+                std::pop_heap(places.begin(), places.end(), better);
+                places.back() = place;
+                std::push_heap(places.begin(), places.end(), better);
+            }
+        }
+}
 
 /// Scores become gradients with respect to them, times the normaliser of the row. One row, floats on the cpu.
 inline void tile_row(const Tile& t, std::int64_t row, std::vector<std::uint32_t>& hits, bool gradients) {
@@ -113,12 +133,23 @@ inline void tile_row(const Tile& t, std::int64_t row, std::vector<std::uint32_t>
     const auto* labels = t.labels.data_ptr<std::int32_t>();
     const auto target = static_cast<std::int32_t>(t.targets.data_ptr<std::int64_t>()[row]);
     const std::int64_t column = t.column.data_ptr<std::int64_t>()[row];
-    const auto [left, right] = t.seen[static_cast<std::size_t>(row)];
     const auto span = [](float* from, std::int64_t n) { return std::span<float>(from, static_cast<std::size_t>(n)); };
     const std::span<float> words = span(z, vocab);
-    const std::span<float> parts[] = {span(s + left.first, left.size()), span(s + right.first, right.size())};
-
     const double own = double{z[column]} + double{t.bonus.data_ptr<float>()[row]};
+    auto [left, right] = t.seen[static_cast<std::size_t>(row)];
+    static thread_local std::vector<std::uint32_t> places; // of the best, in the row
+    if (t.top_k > 0) {
+        // The best are brought to the row's beginning, and to their places afterwards.
+        static thread_local std::vector<float> best;
+        static thread_local std::vector<std::int32_t> best_labels;
+        best_places(s, {left, right}, t.top_k, places);
+        best.clear(), best_labels.clear();
+        for (const std::uint32_t place : places) best.push_back(s[place]), best_labels.push_back(labels[place]);
+        std::copy(best.begin(), best.end(), s);
+        labels = best_labels.data();
+        left = {0, static_cast<index_t>(best.size())}, right = {left.last, left.last};
+    }
+    const std::span<float> parts[] = {span(s + left.first, left.size()), span(s + right.first, right.size())};
     hits.clear();
     for (const IdRange range : {left, right})
         find_equal({labels + range.first, static_cast<std::size_t>(range.size())}, target,
@@ -158,15 +189,24 @@ inline void tile_row(const Tile& t, std::int64_t row, std::vector<std::uint32_t>
     std::fill(s, s + left.first, 0.0f);
     std::fill(s + left.last, s + right.first, 0.0f);
     std::fill(s + right.last, s + width, 0.0f);
+    if (t.top_k > 0) {
+        shares.assign(s, s + left.last);
+        std::fill(s, s + left.last, 0.0f);
+        for (std::size_t j = 0; j < places.size(); ++j) s[places[j]] = shares[j];
+    }
     t.inverse.data_ptr<float>()[row] = static_cast<float>(1 / sum);
     t.bonus_gradient.data_ptr<float>()[row] = static_cast<float>(-own_share);
 }
 
 /// The same for all rows by tensor operations: other devices and types.
 inline void tile_by_tensors(Tile& t, bool gradients) {
-    const at::Tensor mask = t.memory.size(1) > 0 ? visible_mask(Visibility(t.seen, t.memory.size(1)), t.memory.device())
-                                                 : at::empty(t.memory.sizes(), t.memory.options().dtype(at::kBool));
     const double nothing = -std::numeric_limits<double>::infinity();
+    at::Tensor mask = t.memory.size(1) > 0 ? visible_mask(Visibility(t.seen, t.memory.size(1)), t.memory.device())
+                                           : at::empty(t.memory.sizes(), t.memory.options().dtype(at::kBool));
+    if (t.top_k > 0 && t.top_k < t.memory.size(1)) {
+        const at::Tensor best = std::get<1>(at::topk(t.memory.masked_fill(mask.logical_not(), nothing), t.top_k, 1));
+        mask = mask.logical_and(at::zeros_like(mask).scatter(1, best, true));
+    }
     const at::Tensor same = t.labels.unsqueeze(0).eq(t.targets.unsqueeze(1)).logical_and(mask);
     const at::Tensor memory = t.memory.masked_fill(mask.logical_not(), nothing);
     const at::Tensor own = t.vocabulary.gather(1, t.column.unsqueeze(1)).squeeze(1) + t.bonus;
@@ -192,12 +232,32 @@ inline void tile_by_tensors(Tile& t, bool gradients) {
     t.bonus_gradient.copy_(-own_share);
 }
 
+/// d_queries += g keys and d_keys += g^T queries for a g [n, m] that is zero almost everywhere.
+inline void add_few(const at::Tensor& g, const at::Tensor& keys, const at::Tensor& queries, const at::Tensor& d_queries,
+                    const at::Tensor& d_keys) {
+    const std::int64_t d = keys.size(1);
+    const auto add = [d](const at::Tensor& to, std::int64_t i, float by, const at::Tensor& from, std::int64_t j) {
+        float* const out = to.data_ptr<float>() + i * to.stride(0);
+        const float* const in = from.data_ptr<float>() + j * from.stride(0);
+        for (std::int64_t c = 0; c < d; ++c) out[c] += by * in[c];
+    };
+    for (std::int64_t i = 0; i < g.size(0); ++i) {
+        const float* const row = g.data_ptr<float>() + i * g.stride(0);
+        for (std::int64_t j = 0; j < g.size(1); ++j) {
+            if (row[j] == 0) continue;
+            add(d_queries, i, row[j], keys, j);
+            if (d_keys.defined()) add(d_keys, j, row[j], queries, i);
+        }
+    }
+}
+
 /// What goes into the fused function beside tensors with gradients.
 struct FusedContext {
     std::vector<at::Tensor> keys_before, labels_before, keys_after, labels_after;
     at::Tensor targets, column;
     Visibility visible;
     double scale = 1;
+    std::int64_t top_k = 0;
     FusedTiles tiles;
     bool gradients = false;
     at::Tensor token_loss, sums; // out
@@ -300,6 +360,7 @@ struct FusedJoint : torch::autograd::Function<FusedJoint> {
             if (!gradients) tile.sums = sums.narrow(1, first, n);
             tile.inverse = at::empty({n}, options);
             tile.bonus_gradient = at::empty({n}, options);
+            tile.top_k = context->top_k;
             if (fast) {
                 at::parallel_for(0, n, 8, [&](std::int64_t begin, std::int64_t end) {
                     std::vector<std::uint32_t> hits;
@@ -326,6 +387,12 @@ struct FusedJoint : torch::autograd::Function<FusedJoint> {
             const at::Tensor d_queries = at::zeros_like(q);
             const at::Tensor scaled_queries = q * factor;
             for (const Part& part : parts) {
+                const at::Tensor block = blocks[part.block].narrow(0, part.first, part.count);
+                if (fast && context->top_k > 0 && block.scalar_type() == at::kFloat && block.stride(1) == 1) {
+                    add_few(tile.memory.narrow(1, part.column, part.count), block, scaled_queries, d_queries,
+                            part.block == own ? d_keys.narrow(0, part.first, part.count) : at::Tensor());
+                    continue;
+                }
                 const at::Tensor g = tile.memory.narrow(1, part.column, part.count);
                 tiles.add_product(d_queries, g, blocks[part.block].narrow(0, part.first, part.count));
                 if (part.block == own) tiles.add_outer(d_keys.narrow(0, part.first, part.count), g, scaled_queries);
@@ -424,14 +491,14 @@ struct BandLogProb : torch::autograd::Function<BandLogProb> {
 /// Prepares a batch for the fused function and calls it; returns the sum of the losses.
 inline at::Tensor fused_joint(const JointInputs& in, const FusedTiles& sizes, FusedContext& context) {
     in.check();
-    if (in.logits.defined() || in.scoring.top_k > 0 || in.scoring.metric != Metric::inner_product ||
-        in.parity.free_target)
-        fail("fused loss: expected features and an output layer, inner products, no top_k and no free target");
+    if (in.logits.defined() || in.scoring.metric != Metric::inner_product || in.parity.free_target)
+        fail("fused loss: expected features and an output layer, inner products, and no free target");
     context.keys_before = in.keys_before, context.labels_before = in.labels_before;
     context.keys_after = in.keys_after, context.labels_after = in.labels_after;
     context.targets = in.targets.contiguous();
     context.visible = in.visible;
     context.scale = in.scoring.scale;
+    context.top_k = in.scoring.top_k;
     context.tiles = sizes;
     context.gradients = at::GradMode::is_enabled();
 
@@ -467,7 +534,7 @@ inline at::Tensor fused_joint(const JointInputs& in, const FusedTiles& sizes, Fu
 /// The joint loss without a [rows, vocabulary + memory] matrix: a tile of rows at a time gets its scores, its
 /// normaliser and at once its gradients, which stay; tiles of the memory that no row sees are never computed. Equal to
 /// joint_terms up to rounding, the same bits for any number of threads. float, bfloat16 and half inputs, sums and
-/// scores in float; double in double. Inner products, all visible entries. The gradient can be taken once.
+/// scores in float; double in double. Inner products. The gradient can be taken once.
 struct FusedLoss {
     at::Tensor loss;       // scalar, the sum over rows
     at::Tensor token_loss; // [rows], detached

@@ -14,11 +14,11 @@ namespace mnemo::nn {
 
 /// B segments of L positions, of which the first lengths[b] are real. Padding neither costs nor is remembered.
 struct TrimeBatch {
-    at::Tensor features;          // [B, L, D]; with `logits` it may be undefined
-    at::Tensor keys;              // [B, L, D_k]
-    at::Tensor targets;           // Long [B, L]
-    std::vector<index_t> lengths; // [B]; empty: L each
-    at::Tensor logits;            // [B, L, V] of a plain softmax, instead of features
+    at::Tensor features;            // [B, L, D]; with `logits` it may be undefined
+    at::Tensor keys;                // [B, L, D_k]
+    at::Tensor targets;             // Long [B, L]
+    std::vector<index_t> lengths{}; // [B]; empty: L each
+    at::Tensor logits{};            // [B, L, V] of a plain softmax, instead of features
 };
 
 /// The lengths of segments whose ends are filled with `pad`. Throws Error if a pad stands before a token.
@@ -126,8 +126,7 @@ inline TrimeLoss trime_result(TrimeRows& rows, const TrimeOptions& options) {
         out.tokens = rows.in.targets.ne(options.pad).sum().item<std::int64_t>();
     }
     out.inputs = rows.in;
-    if (!options.needs_plain() && !rows.in.logits.defined() && rows.in.scoring.top_k == 0 &&
-        rows.in.scoring.metric == Metric::inner_product) {
+    if (!options.needs_plain() && !rows.in.logits.defined() && rows.in.scoring.metric == Metric::inner_product) {
         const FusedLoss fused = fused_joint_loss(rows.in);
         out.loss = fused.loss, out.token_loss = fused.token_loss;
         return out;

@@ -31,7 +31,7 @@ struct TrimeWindow {
     at::Tensor inputs;   // Long [W]: labels of the context are the next inputs
     at::Tensor targets;  // Long [n] of the scored positions
     index_t start = 0;
-    std::optional<index_t> id; // windows that follow one another; after a gap the long-term memory starts anew
+    std::optional<index_t> id{}; // windows that follow one another; after a gap the long-term memory starts anew
 };
 
 /// What was computed for the n scored positions.
@@ -162,8 +162,9 @@ class TrimeScorer {
                 if (options_.external) add(joint, scale());
                 if (options_.lambda > 0) add(alone, 1 / options_.interpolation_temperature);
             });
-            const double values[] = {joint.all.value(), joint.target.value(), alone.log_p(), 0};
-            for (std::int64_t j = 0; j < 3; ++j) sums.data_ptr<float>()[j * n + i] = static_cast<float>(values[j]);
+            const double values[] = {joint.all.value(), joint.target.value(), alone.log_p(),
+                                     alone.all.max == kLogZero ? 0.0 : 1.0};
+            for (std::int64_t j = 0; j < 4; ++j) sums.data_ptr<float>()[j * n + i] = static_cast<float>(values[j]);
         }
         const at::Tensor found = sums.to(queries.device());
         if (options_.external) {
@@ -176,8 +177,9 @@ class TrimeScorer {
         const auto rounded = [&](const at::Tensor& t) {
             return options_.half_mix ? t.to(at::kHalf).to(t.scalar_type()) : t;
         };
-        scores.log_p = at::logaddexp(rounded(scores.joint) + std::log1p(-options_.lambda),
-                                     rounded(scores.retrieved) + std::log(options_.lambda));
+        const at::Tensor mixed = at::logaddexp(rounded(scores.joint) + std::log1p(-options_.lambda),
+                                               rounded(scores.retrieved) + std::log(options_.lambda));
+        scores.log_p = at::where(found[3].gt(0), mixed, scores.joint); // where nothing was found
     }
 
     OutputLayer output_;
