@@ -4,6 +4,7 @@
 // process; compare.py does. Labels are the cases of the reference's script.
 #include <mnemo/nn/trime.hpp>
 #include <mnemo/nn/trime_scorer.hpp>
+#include <mnemo/store/tokens.hpp>
 
 #include <benchmark/benchmark.h>
 
