@@ -69,3 +69,4 @@
 #include <mnemo/text/utf8.hpp>
 #include <mnemo/text/word_characters.hpp>
 #include <mnemo/text/word_dictionary.hpp>
+#include <mnemo/text/words.hpp>
