@@ -1,7 +1,14 @@
 // SPDX-License-Identifier: MIT
+#pragma once
+
+// What mnemo/c.h declares. The component `c` compiles it; a project that builds it itself includes it in one .cpp file
+// and nowhere else.
 #include <mnemo/c.h>
 #include <mnemo/io/datastore.hpp>
-#include <mnemo/mnemo.hpp>
+#include <mnemo/papers/knn_lm.hpp>
+#include <mnemo/retrieve/any.hpp>
+#include <mnemo/retrieve/exact.hpp>
+#include <mnemo/store/tokens.hpp>
 #include <mnemo/version.hpp>
 
 #include <cstdio>
