@@ -20,6 +20,7 @@
 #include <mnemo/kernels/find.hpp>
 #include <mnemo/kernels/head.hpp>
 #include <mnemo/kernels/huge_pages.hpp>
+#include <mnemo/kernels/key_lists.hpp>
 #include <mnemo/kernels/layer_norm.hpp>
 #include <mnemo/kernels/log_sum_exp.hpp>
 #include <mnemo/kernels/metric.hpp>
@@ -40,13 +41,16 @@
 #include <mnemo/papers/trime.hpp>
 #include <mnemo/retrieve/any.hpp>
 #include <mnemo/retrieve/both.hpp>
+#include <mnemo/retrieve/build_lists.hpp>
 #include <mnemo/retrieve/dense.hpp>
 #include <mnemo/retrieve/exact.hpp>
 #include <mnemo/retrieve/first_hits.hpp>
+#include <mnemo/retrieve/lists.hpp>
 #include <mnemo/retrieve/nothing.hpp>
 #include <mnemo/retrieve/recall_report.hpp>
 #include <mnemo/retrieve/recite.hpp>
 #include <mnemo/retrieve/rescore.hpp>
+#include <mnemo/retrieve/score_candidates.hpp>
 #include <mnemo/store/both.hpp>
 #include <mnemo/store/low_rank.hpp>
 #include <mnemo/store/packed.hpp>

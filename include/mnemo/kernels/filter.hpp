@@ -24,6 +24,8 @@ template <MetricTag MetricT> class Filter {
         const auto n = [](index_t x) { return static_cast<std::size_t>(x); };
         const index_t rows = (block + detail::kGroup - 1) / detail::kGroup * detail::kGroup;
         const index_t words = detail::filter_words(FilterFormat::float32, d);
+        rounded_ = arena.take<std::uint32_t>(n(rows * words)).data();
+        rounded_scale_ = arena.take<float>(n(2 * rows)).data();
         query_words_ = arena.take<std::uint32_t>(n(rows * words)).data();
         query_scale_ = arena.take<float>(n(rows)).data();
         query_norms_ = arena.take<detail::Norms>(n(rows)).data();
@@ -45,31 +47,43 @@ template <MetricTag MetricT> class Filter {
     /// The queries from here on, [1 .. block, d], for keys of this format and centre. False where one is too large for
     /// the bound: then score all keys.
     bool use(Rows queries, FilterFormat format, const float* centre) {
-        queries_ = queries.rows, centre_ = centre;
+        all_ = queries.rows, centre_ = centre;
         rounding_ = detail::Rounding<MetricT>(d_, format);
         widest_ = {-1, -1, -1};
         // Few queries leave the arithmetic idle while keys come from memory: a second plane of integers is free.
-        planes_ = detail::is_integer(format) && queries_ <= detail::kGroup / 2 ? 2 : 1;
-        const index_t a_group = detail::kGroup / planes_, groups = (queries_ + a_group - 1) / a_group;
+        planes_ = detail::is_integer(format) && all_ <= detail::kGroup / 2 ? 2 : 1;
         const index_t words = rounding_.words();
-        std::fill_n(query_words_, groups * words * detail::kGroup, 0u);
-        std::fill_n(query_scale_, groups * detail::kGroup, 0.0f);
-        std::fill_n(limits_, groups * detail::kGroup, std::numeric_limits<float>::infinity());
-        std::uint32_t* planes[2] = {rows_, rows_ + words};
-        for (index_t i = 0; i < queries_; ++i) {
+        for (index_t i = 0; i < all_; ++i) {
+            std::uint32_t* out = rounded_ + i * planes_ * words;
             const auto r = rounding_.round(queries[i].data(), MetricT::metric == Metric::l2 ? centre : zeros_, 128,
-                                           scratch_, planes[0], planes_ == 2 ? planes[1] : nullptr);
+                                           scratch_, out, planes_ == 2 ? out + words : nullptr);
             if (!r.norms.usable()) return false;
             query_norms_[i] = r.norms;
             shifts_[i] = shift_of(queries[i].data(), r);
+            rounded_scale_[2 * i] = r.first.scale, rounded_scale_[2 * i + 1] = r.second.scale;
+        }
+        gather(nullptr, all_);
+        return true;
+    }
+    /// Of these, the ones that are scanned for: `which` [n], ascending, or the first n. It is read until the next call.
+    void gather(const std::uint32_t* which, index_t n) {
+        which_ = which, queries_ = n;
+        const index_t a_group = detail::kGroup / planes_, groups = (n + a_group - 1) / a_group;
+        const index_t words = rounding_.words();
+        std::fill_n(query_scale_, groups * detail::kGroup, 0.0f);
+        std::fill_n(limits_, groups * detail::kGroup, std::numeric_limits<float>::infinity());
+        for (index_t i = 0; i < groups * a_group; ++i)
             for (index_t plane = 0; plane < planes_; ++plane) {
                 const index_t row = i % a_group * planes_ + plane;
                 std::uint32_t* out = query_words_ + i / a_group * words * detail::kGroup + row;
-                for (index_t w = 0; w < words; ++w) out[w * detail::kGroup] = planes[plane][w];
-                query_scale_[i / a_group * detail::kGroup + row] = plane == 0 ? r.first.scale : r.second.scale;
+                if (i >= n) {
+                    for (index_t w = 0; w < words; ++w) out[w * detail::kGroup] = 0;
+                    continue;
+                }
+                const std::uint32_t* in = rounded_ + (query(i) * planes_ + plane) * words;
+                for (index_t w = 0; w < words; ++w) out[w * detail::kGroup] = in[w];
+                query_scale_[i / a_group * detail::kGroup + row] = rounded_scale_[2 * query(i) + plane];
             }
-        }
-        return true;
     }
 
     /// Looks for candidates among keys [first, last), every `step`-th panel of them, in the order of their ids:
@@ -114,29 +128,30 @@ template <MetricTag MetricT> class Filter {
         detail::sum_avx2<detail::Sum::products, 1>(centre_, 0, centre_, d_, &norm);
         return -rounding_.normaliser(query) * product - rounding * row.norms.centred * std::sqrt(norm);
     }
+    index_t query(index_t i) const { return which_ ? static_cast<index_t>(which_[i]) : i; }
+
     void begin(Candidates* c, index_t stride) {
         for (index_t i = 0; i < queries_; ++i) {
-            if (widest_.centred >= 0) c[i * stride].error = errors_[i];
-            c[i * stride].factor = MetricT::metric == Metric::l2 ? 0.5f : 1.0f;
-            c[i * stride].shift = shifts_[i];
-            set_limit(i, c[i * stride]);
+            Candidates& mine = c[query(i) * stride];
+            if (widest_.centred >= 0) mine.error = errors_[query(i)];
+            mine.factor = MetricT::metric == Metric::l2 ? 0.5f : 1.0f;
+            mine.shift = shifts_[query(i)];
+            set_limit(i, mine);
         }
     }
-    float& limit(index_t query) { // by query within its group
+    float& limit(index_t i) { // by query within its group
         const index_t a_group = detail::kGroup / planes_;
-        return limits_[query / a_group * detail::kGroup + query % a_group];
+        return limits_[i / a_group * detail::kGroup + i % a_group];
     }
-    void set_limit(index_t query, const Candidates& c) { limit(query) = c.threshold - c.error; }
+    void set_limit(index_t i, const Candidates& c) { limit(i) = c.threshold - c.error; }
 
     // One bound a query for all panels so far: it changes only where a panel's norms are the largest yet.
     void update_errors(detail::Norms n, Candidates* c, index_t stride) {
         if (n.centred <= widest_.centred && n.residual <= widest_.residual && n.raw <= widest_.raw) return;
         widest_.widen(n);
-        for (index_t i = 0; i < queries_; ++i) {
+        for (index_t i = 0; i < all_; ++i)
             errors_[i] = detail::filter_error<MetricT>(query_norms_[i], widest_, rounding_.format(), d_);
-            c[i * stride].error = errors_[i];
-            set_limit(i, c[i * stride]);
-        }
+        begin(c, stride);
     }
 
     // Keys are at `slot` and behind; `last` ends them. Lanes without one, and of erased keys, get bias -inf.
@@ -156,16 +171,17 @@ template <MetricTag MetricT> class Filter {
         for (index_t g = 0; g * a_group < queries_; ++g) {
             const detail::Group group{query_words_ + g * words * detail::kGroup, query_scale_ + g * detail::kGroup,
                                       limits_ + g * detail::kGroup};
-            for (unsigned hits = multiply(group, panel, words, t.data()); hits != 0; hits &= hits - 1) {
-                const index_t m = std::countr_zero(hits), query = g * a_group + m;
-                Candidates& mine = c[query * stride];
+            const index_t rows = std::min(a_group, queries_ - g * a_group);
+            for (unsigned hits = multiply(group, rows, panel, words, t.data()); hits != 0; hits &= hits - 1) {
+                const index_t m = std::countr_zero(hits), i = g * a_group + m;
+                Candidates& mine = c[query(i) * stride];
                 if (!mine.has_room_for(detail::kPanel)) mine.raise();
-                if (!mine.has_room_for(detail::kPanel)) full(query);
-                set_limit(query, mine);
+                if (!mine.has_room_for(detail::kPanel)) full(query(i));
+                set_limit(i, mine);
                 if (simd_level() >= SimdLevel::avx512)
-                    detail::take_avx512(t.data() + m * detail::kPanel, limit(query), mine.error, ids, mine);
+                    detail::take_avx512(t.data() + m * detail::kPanel, limit(i), mine.error, ids, mine);
                 else
-                    detail::take_plain(t.data() + m * detail::kPanel, limit(query), mine.error, ids, mine);
+                    detail::take_plain(t.data() + m * detail::kPanel, limit(i), mine.error, ids, mine);
             }
         }
     }
@@ -178,13 +194,18 @@ template <MetricTag MetricT> class Filter {
             bias_[l] = l < lanes && !erased.contains(ids[l]) ? panel.bias[l] : -std::numeric_limits<float>::infinity();
         panel.bias = bias_;
     }
-    unsigned multiply(const detail::Group& g, const detail::Panel& p, index_t words, float* out) const {
+    unsigned multiply(const detail::Group& g, index_t rows, const detail::Panel& p, index_t words, float* out) const {
         if (planes_ == 2) {
-            if (queries_ == 1) return detail::multiply_int8<1, 2>(g, p, words, out);
-            if (queries_ == 2) return detail::multiply_int8<2, 2>(g, p, words, out);
+            if (rows == 1) return detail::multiply_int8<1, 2>(g, p, words, out);
+            if (rows == 2) return detail::multiply_int8<2, 2>(g, p, words, out);
             return detail::multiply_int8<4, 2>(g, p, words, out);
         }
-        if (detail::is_integer(rounding_.format())) return detail::multiply_int8<8, 1>(g, p, words, out);
+        if (detail::is_integer(rounding_.format())) {
+            if (rows == 1) return detail::multiply_int8<1, 1>(g, p, words, out);
+            if (rows == 2) return detail::multiply_int8<2, 1>(g, p, words, out);
+            if (rows <= 4) return detail::multiply_int8<4, 1>(g, p, words, out);
+            return detail::multiply_int8<8, 1>(g, p, words, out);
+        }
         if (rounding_.format() == FilterFormat::bfloat16) return detail::multiply_bfloat16<8>(g, p, words, out);
         if (simd_level() >= SimdLevel::avx512) return detail::multiply_float_avx512<8>(g, p, words, out);
         const detail::Group half{g.words + 4, g.scale + 4, g.limit + 4};
@@ -192,10 +213,13 @@ template <MetricTag MetricT> class Filter {
                detail::multiply_float_avx2<4>(half, p, words, out + 4 * detail::kPanel) << 4;
     }
 
-    index_t d_, queries_ = 0, planes_ = 1;
+    index_t d_, all_ = 0, queries_ = 0, planes_ = 1; // of the block, and those that are scanned for
+    const std::uint32_t* which_ = nullptr;           // [queries_]
     detail::Rounding<MetricT> rounding_;
     const float* centre_ = nullptr;
     detail::Norms widest_;            // of the panels so far
+    std::uint32_t* rounded_;          // [block, planes, words]
+    float* rounded_scale_;            // [block, 2]
     std::uint32_t* query_words_;      // [groups, words, kGroup]
     float* query_scale_;              // [groups, kGroup]
     detail::Norms* query_norms_;      // [block]

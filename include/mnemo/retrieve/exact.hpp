@@ -7,6 +7,7 @@
 #include <mnemo/kernels/filter.hpp>
 #include <mnemo/kernels/score.hpp>
 #include <mnemo/kernels/select.hpp>
+#include <mnemo/retrieve/score_candidates.hpp>
 
 #include <algorithm>
 #include <array>
@@ -33,7 +34,7 @@ template <MetricTag MetricT> PackedView packed_of(const auto& store) {
 struct SearchPlan {
     static constexpr index_t kLeastPart = 4096;                      // keys that are worth a task
     static constexpr index_t kLeastFiltered = 16, kLeastFloat = 128; // queries that are worth packing the keys
-    static constexpr index_t kLeastPacked = 1024;                    // keys that are worth a filter if packed before
+    static constexpr index_t kLeastKeys = 512;                       // ... or worth a filter
     static constexpr index_t kMostFiltered = 1024;
     static constexpr index_t kDirect = 64; // queries that share one pass over the keys
     bool filtered;
@@ -41,8 +42,7 @@ struct SearchPlan {
 
     SearchPlan(index_t queries, index_t keys, index_t k, index_t threads_, bool has_filter, bool packed)
         : threads(threads_) {
-        filtered = has_filter && keys / 4 >= k &&
-                   (packed ? keys >= kLeastPacked : keys >= kLeastPart && queries >= kLeastFiltered);
+        filtered = has_filter && keys / 4 >= k && keys >= kLeastKeys && (packed || queries >= kLeastFiltered);
         const index_t most = filtered ? std::clamp<index_t>(queries / threads, kDirect, kMostFiltered) : kDirect;
         block = std::min(most, queries);
         blocks = (queries + block - 1) / block;
@@ -113,6 +113,7 @@ template <MetricTag MetricT, class T> class ExactSearch {
         return candidates_.subspan(size(place * plan_.block * plan_.parts), size(plan_.block * plan_.parts));
     }
     float* scores(index_t thread) const { return scores_.data() + size(thread) * scores_a_thread_; }
+    std::size_t* cursors(index_t thread) const { return cursors_.data() + thread * plan_.block; }
     std::span<std::uint64_t> ranks(index_t thread, std::size_t which) const {
         return ranks_.subspan((2 * size(thread) + which) * ranks_a_thread_, ranks_a_thread_);
     }
@@ -185,20 +186,23 @@ template <MetricTag MetricT, class T> class ExactSearch {
                 score_likely(rows.slice(q, n), first, last, mine, thread);
                 for (index_t i = 0; i < n; ++i) mine[i * plan_.parts].settle();
             }
-            rescore(rows, first, last, c, thread, true);
+            score_candidates<MetricT, T>(rows, keys_, first, last, c, plan_.parts, true, cursors(thread));
             for (index_t q = 0; q < rows.rows; ++q) c[q * plan_.parts].threshold = kLowest; // it was one of bounds
         }
         return true;
     }
     void score_likely(Rows rows, index_t first, index_t last, Candidates* c, index_t thread) const {
         for (index_t q = 0; q < rows.rows; ++q) c[q * plan_.parts].split(ranks(thread, 0));
-        rescore(rows, first, last, c, thread, false);
+        score_candidates<MetricT, T>(rows, keys_, first, last, c, plan_.parts, false, cursors(thread));
     }
 
     // The first pass over keys [first, last), packed before as far as they are.
     bool scan(Rows rows, index_t first, index_t last, Candidates* c, index_t thread, index_t step = 1) {
         Filter<MetricT>& filter = filters_[size(thread)];
-        const auto full = [&](index_t q) { cut_exactly(rows[q], c[q * plan_.parts], thread); };
+        const auto full = [&](index_t q) {
+            detail::cut_exactly<MetricT, T>(rows[q], keys_, c[q * plan_.parts], scores(thread), ranks(thread, 0),
+                                            ranks(thread, 1));
+        };
         const index_t middle = std::clamp(packed_.rows, first, last);
         if (!filter.use(rows, format_, centre_)) return false;
         if (middle > first && !filter.scan(packed_, erased_, first, middle, c, plan_.parts, full, step)) return false;
@@ -223,44 +227,6 @@ template <MetricTag MetricT, class T> class ExactSearch {
             mine.k = k;
         }
         return done;
-    }
-
-    // The k best of `c` by exact score stay, in the order of their ids and with the lower bounds they had. Bounds the
-    // buffer where very many keys are too near each other for the filter to tell.
-    void cut_exactly(std::span<const float> query, Candidates& c, index_t thread) {
-        float* exact = scores(thread);
-        const auto mine = ranks(thread, 0), order = ranks(thread, 1);
-        score<MetricT, T>({query.data(), 1, keys_.cols}, keys_, c.ids, static_cast<index_t>(c.count), exact, 0);
-        for (std::size_t i = 0; i < c.count; ++i) order[i] = mine[i] = rank_key(exact[i], c.ids[i]);
-        const auto kth = order.begin() + static_cast<std::ptrdiff_t>(c.k) - 1;
-        std::nth_element(order.begin(), kth, order.begin() + static_cast<std::ptrdiff_t>(c.count));
-        std::size_t kept = 0;
-        for (std::size_t i = 0; i < c.count; ++i)
-            if (mine[i] <= *kth) {
-                c.scores[kept] = c.scores[i];
-                c.ids[kept++] = c.ids[i];
-            }
-        c.count = kept;
-    }
-
-    // Exact scores of the likely candidates, or of the others. Ids ascend, so keys are read a tile at a time.
-    void rescore(Rows rows, index_t first, index_t last, Candidates* c, index_t thread, bool others) const {
-        const index_t tile = 8 * tile_; // a query has some candidates in each
-        std::size_t* cursors = cursors_.data() + thread * plan_.block;
-        for (index_t q = 0; q < rows.rows; ++q) cursors[q] = others ? c[q * plan_.parts].likely : 0;
-        for (index_t end = first + tile; end < last + tile; end += tile)
-            for (index_t q = 0; q < rows.rows; ++q) {
-                const Candidates& mine = c[q * plan_.parts];
-                rescore(rows.slice(q, 1), end, others ? mine.count : mine.likely, mine, cursors[q]);
-            }
-    }
-    // Candidates from `cursor` on, up to `stop`, with ids below `end`.
-    void rescore(Rows query, index_t end, std::size_t stop, const Candidates& c, std::size_t& cursor) const {
-        std::size_t to = cursor;
-        while (to < stop && static_cast<index_t>(c.ids[to]) < end) ++to;
-        if (to > cursor)
-            score<MetricT, T>(query, keys_, c.ids + cursor, static_cast<index_t>(to - cursor), c.scores + cursor, 0);
-        cursor = to;
     }
 
     void score_all(Rows rows, index_t first, index_t last, Candidates* c, index_t thread) {
