@@ -1,8 +1,14 @@
 // SPDX-License-Identifier: MIT
+#include <mnemo/host/llama2c_decoder.hpp>
 #include <mnemo/nn/hugging_face.hpp>
+#include <mnemo/nn/llama2c_export.hpp>
 #include <mnemo/nn/lm_host.hpp>
 
 #include <catch.hpp>
+
+#include <filesystem>
+
+#include <unistd.h>
 
 namespace {
 
@@ -252,4 +258,29 @@ TEST_CASE("a Hugging Face model is a kNN-LM host") {
     float sum = 0;
     for (int i = 0; i < 60; ++i) sum += host.step(i % 101).log_probs[0][3];
     CHECK(std::isfinite(sum));
+}
+
+TEST_CASE("a Llama model computes the same as the llama2.c checkpoint it is written to") {
+    const at::NoGradGuard no_grad;
+    auto options = small();
+    options.positions = Positions::rotary, options.kv_heads = 2, options.gated = options.rms_norm = true;
+    options.attention_bias = options.ffn_bias = false, options.activation = "silu";
+    const std::string path =
+        (std::filesystem::temp_directory_path() / mnemo::text("mnemo-", getpid(), ".bin")).string();
+    for (const bool tied : {true, false}) {
+        options.tied_head = tied;
+        const auto model = made(options);
+        save_llama2c(*model, path);
+        const auto file = mnemo::Llama2cModel::open(path);
+        std::filesystem::remove(path);
+        mnemo::Llama2cDecoder decoder(file.weights());
+        const at::Tensor tokens = ids(1, 12), logits = model->logits(model->forward(tokens))[0];
+        for (std::int64_t t = 0; t < 12; ++t) {
+            decoder.forward(static_cast<std::int32_t>(tokens[0][t].item<std::int64_t>()));
+            CHECK(difference(at::from_blob(decoder.logits().data(), {30}), logits[t]) < 1e-4);
+        }
+    }
+    options.norm_epsilon = 1e-6;
+    CHECK(message([&] { save_llama2c(*made(options), path); }).find("epsilon 1e-5") != std::string::npos);
+    CHECK_FALSE(std::filesystem::exists(path));
 }
