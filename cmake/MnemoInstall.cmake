@@ -16,6 +16,7 @@ endif()
 write_basic_package_version_file(mnemoConfigVersion.cmake COMPATIBILITY SameMinorVersion ${independent})
 install(FILES "${CMAKE_CURRENT_BINARY_DIR}/mnemoConfig.cmake" "${CMAKE_CURRENT_BINARY_DIR}/mnemoConfigVersion.cmake"
               cmake/FindMnemoTorch.cmake cmake/FindMnemoUtf8proc.cmake cmake/FindMnemoStemmer.cmake
+              cmake/FindMnemoSentencePiece.cmake
         DESTINATION "${package_dir}")
 configure_file(cmake/mnemo.pc.in mnemo.pc @ONLY)
 install(FILES "${CMAKE_CURRENT_BINARY_DIR}/mnemo.pc" DESTINATION "${CMAKE_INSTALL_DATAROOTDIR}/pkgconfig")
