@@ -2,6 +2,7 @@
 // kNN-LM on real text: a small language model is trained on one library's C++ headers (or on any files) and gets a
 // memory of that text; then memories of other libraries, which it has never seen, without more training. Everything
 // stays in the output folder: a second run loads it, an interrupted one goes on.
+#include "knn_lm_model.hpp"
 #include "knn_lm_report.hpp"
 
 #include <mnemo/app/progress.hpp>
@@ -27,36 +28,23 @@ struct Settings {
 
 struct Options {
     std::string folder = "knn_lm.out";
+    std::string model; // a folder of the Hugging Face hub; empty: one is trained
     CorpusPaths paths{};
     index_t threads = omp_get_max_threads(); // OMP_NUM_THREADS, or all cores
     std::uint64_t seed = 1;
     bool quick = false;
+
+    std::string file(const std::string& name) const { return (fs::path(folder) / name).string(); }
 };
 
-int run(const Options& options) {
-    Settings set;
-    const bool quick = options.quick;
-    if (quick) {
-        set.vocab = 300, set.dim = 32, set.layers = 2, set.steps = 40, set.context = 64, set.block = 32;
-        set.memory = 4000, set.smaller = {500, 2000}, set.valid = 10, set.test = 20;
-        set.index = FaissBuild::ivfpq(8, 8, 4);
-    }
-    const Threads threads{options.threads};
-    const std::uint64_t seed = options.seed;
-    const fs::path folder = options.folder;
-    const auto file = [&](const std::string& name) { return (folder / name).string(); };
-    const std::vector<Corpus> corpora = read_corpora(options.paths);
-    fs::create_directories(folder / "stores");
-    at::set_num_threads(1); // windows are shared among threads instead of matrix products
-
-    // ---- 1. Tokens: a byte-level BPE, learned from the text that trains the model.
-    const Bpe bpe = Bpe::learn(join(corpora[0].train), set.vocab);
-    bpe.save(file("bpe.txt"));
+// ---- 1. Tokens.
+std::vector<Text> read_texts(const Settings& set, const std::vector<Corpus>& corpora, const auto& tokenizer) {
     std::vector<Text> texts;
     for (const Corpus& corpus : corpora) {
         const auto tokens = [&](const std::vector<TextFile>& documents) {
             std::vector<std::int32_t> ids;
-            for (const TextFile& document : documents) bpe.encode(document.text, ids), ids.push_back(Bpe::eos);
+            for (const TextFile& document : documents)
+                tokenizer.encode(document.text, ids), ids.push_back(tokenizer.eos);
             return ids;
         };
         const auto sample = [&](const std::vector<TextFile>& documents, index_t count) {
@@ -68,9 +56,12 @@ int run(const Options& options) {
                    short_count(double(texts.back().tokens.size())), corpus.train.size(), corpus.valid.size(),
                    corpus.test.size());
     }
+    return texts;
+}
 
-    // ---- 2. The model, from scratch. To load it is to go on with a training that has ended.
-    torch::manual_seed(seed);
+// ---- 2. The model, from scratch. To load it is to go on with a training that has ended.
+nn::TransformerLm trained(const Settings& set, const Options& options, const Text& text) {
+    torch::manual_seed(options.seed);
     nn::TransformerLm model(nn::TransformerLmOptions()
                                 .vocab_size(set.vocab)
                                 .dim(set.dim)
@@ -78,30 +69,38 @@ int run(const Options& options) {
                                 .layers(set.layers)
                                 .max_positions(set.context));
     nn::TrainOptions training;
-    training.steps = set.steps, training.batch = set.batch, training.context = set.context, training.seed = seed;
+    training.steps = set.steps, training.batch = set.batch, training.context = set.context;
+    training.seed = options.seed;
     training.windows = nn::TrainOptions::Windows::blocks;
-    nn::Trainer trainer(model, texts[0].tokens, training);
-    const std::string checkpoint = file("model.safetensors");
+    nn::Trainer trainer(model, text.tokens, training);
+    const std::string checkpoint = options.file("model.safetensors");
     try {
         if (fs::exists(checkpoint)) trainer.resume(checkpoint);
     } catch (const Error& e) {
         fmt::print("Training anew: {}\n", e.what());
     }
     if (trainer.done() < set.steps) {
-        Progress bar("training on " + texts[0].name, "tokens");
+        Progress bar("training on " + text.name, "tokens");
         trainer.run(
             [&](index_t done, index_t total, double) {
                 if (done % 200 == 0 || done == total) trainer.save(checkpoint);
                 return bar(done * set.batch * set.context, total * set.batch * set.context);
             },
-            threads);
+            Threads{options.threads});
     }
-    nn::LmHost host(model, "ffn_in", threads);
+    return model;
+}
+
+int remember_and_evaluate(const Settings& set, const Options& options, std::vector<Text> texts, const auto& tokenizer,
+                          auto& host) {
+    const Threads threads{options.threads};
+    const std::uint64_t seed = options.seed;
 
     // ---- 3. The memories: the model's states in each text, with the tokens that followed.
     Hash64 run_hash; // of everything that the figures depend on
     for (Text& t : texts) {
-        t.store = remember(t, host, set.memory, set.block, file("stores/" + t.name), bpe.hash());
+        t.store =
+            remember(t, host, set.memory, set.block, options.file("stores/" + t.name), tokenizer.hash(), tokenizer.eos);
         t.valid = score_sample(host, t.valid_windows), t.test = score_sample(host, t.test_windows);
         const Fingerprint& memory = t.store->fingerprint();
         run_hash.add(memory.model_hash).add(memory.tokenizer_hash).add(memory.more.at("text"));
@@ -111,7 +110,7 @@ int run(const Options& options) {
 
     // ---- 4. Evaluation: k, temperature and lambda are tuned on valid, and test is reported. One search serves every
     // setting; what an earlier run has found out stands in its report.
-    KnnLmReport report(folder, run_hash.text());
+    KnnLmReport report(options.folder, run_hash.text());
     const Exact<L2, Threads> exact{set.grid.k.back(), threads};
     index_t done = 0;
     for (Progress bar("evaluating"); Text & t : texts) {
@@ -123,8 +122,8 @@ int run(const Options& options) {
                 return KnnLmTuned{sweep(set.grid, valid, store, t.valid.base()),
                                   sweep(set.grid, test, store, t.test.base())};
             };
-            const auto shuffled = shuffled_values(*t.store, seed);    // the same retrieval, with nothing to remember
-            const Unigram unigram = Unigram::of(*t.store, set.vocab); // no retrieval
+            const auto shuffled = shuffled_values(*t.store, seed); // the same retrieval, with nothing to remember
+            const Unigram unigram = Unigram::of(*t.store, host.vocab_size()); // no retrieval
             return KnnLmResults{
                 with(*t.store),
                 with(WithValues(*t.store, shuffled)),
@@ -147,15 +146,15 @@ int run(const Options& options) {
     const auto [k, temperature, lambda] = t.own().setting();
     KnnLm<std::shared_ptr<const Datastore>, Exact<L2, Threads>> memory(LastHidden{}, t.store, {k, threads},
                                                                        {{.temperature = temperature}, {lambda}}, {});
-    show_recall(t, bpe, memory);
+    show_recall(t, tokenizer, memory);
 
     const Generation generation{.tokens = set.context / 2, .temperature = 0.5f, .seed = seed};
     const auto prompt = t.test_windows.input(0).first(static_cast<std::size_t>(set.context / 2));
-    const std::string with = bpe.decode(generate(memory, host, prompt, generation));
+    const std::string with = tokenizer.decode(generate(memory, host, prompt, generation));
     memory.combiner().lambda.lambda = 0;
-    const std::string without = bpe.decode(generate(memory, host, prompt, generation));
+    const std::string without = tokenizer.decode(generate(memory, host, prompt, generation));
     fmt::print("\n{} goes on after\n...{}\n---- without memory:\n{}\n---- with memory:\n{}\n----\n\n", t.name,
-               bpe.decode(prompt.last(prompt.size() / 2)), without, with);
+               tokenizer.decode(prompt.last(prompt.size() / 2)), without, with);
 
     const index_t some = std::min<index_t>(800, t.test.size());
     const Rows queries = Rows(t.test.queries).slice(0, some);
@@ -169,7 +168,7 @@ int run(const Options& options) {
     Progress adding("indexing " + t.name, "entries");
     const auto width = static_cast<int>(threads.count);
     FaissIndex index = FaissIndex::build(*t.store, {.factory = set.index, .training_rows = 10000, .threads = width},
-                                         file("stores/" + t.name + "/index.faiss"), std::ref(adding));
+                                         options.file("stores/" + t.name + "/index.faiss"), std::ref(adding));
     index.k = k, index.threads = width;
     index.set_nprobe(set.nprobe);
     const RecallReport recall = recall_report(Rescored<FaissIndex, L2>{index}, memory.retriever(), *t.store, queries);
@@ -177,8 +176,36 @@ int run(const Options& options) {
                100 * recall.recall, k);
     report.numbers["index"] = {{"factory", set.index}, {"nprobe", set.nprobe}, {"recall", recall.recall}};
 
-    report.finish(texts, bpe, !quick && texts[0].name == "eigen"); // what is known about the standard run must hold
+    // What is known about the standard run must hold.
+    report.finish(texts, tokenizer, !options.quick && options.model.empty() && texts[0].name == "eigen");
     return report.passed() ? 0 : 1;
+}
+
+int run(const Options& options) {
+    Settings set;
+    if (options.quick) {
+        set.vocab = 300, set.dim = 32, set.layers = 2, set.steps = 40, set.context = 64, set.block = 32;
+        set.memory = 4000, set.smaller = {500, 2000}, set.valid = 10, set.test = 20;
+        set.index = FaissBuild::ivfpq(8, 8, 4);
+    }
+    const Threads threads{options.threads};
+    const std::vector<Corpus> corpora = read_corpora(options.paths);
+    fs::create_directories(options.file("stores"));
+    at::set_num_threads(1); // windows are shared among threads instead of matrix products
+
+    if (options.model.empty()) {
+        // A byte-level BPE, learned from the text that trains the model.
+        const Bpe bpe = Bpe::learn(join(corpora[0].train), set.vocab);
+        bpe.save(options.file("bpe.txt"));
+        std::vector<Text> texts = read_texts(set, corpora, bpe);
+        nn::LmHost host(trained(set, options, texts[0]), "ffn_in", threads);
+        return remember_and_evaluate(set, options, std::move(texts), bpe, host);
+    }
+    const FolderTokenizer tokenizer(options.model);
+    nn::LmHost host(nn::load_hugging_face(options.model), "ffn_in", threads);
+    set.context = std::min(set.context, index_t{host.model()->max_positions()});
+    set.block = std::min(set.block, set.context / 2);
+    return remember_and_evaluate(set, options, read_texts(set, corpora, tokenizer), tokenizer, host);
 }
 
 int main(int argc, char** argv) {
@@ -187,6 +214,7 @@ int main(int argc, char** argv) {
     app.footer("For example: knn_lm wiki --text wiki.valid.tokens --test wiki.test.tokens");
     Options options;
     app.add_option("folder", options.folder, "what was computed, and the results")->capture_default_str();
+    app.add_option("--model", options.model, "GPT-2 or OPT in a Hugging Face folder, instead of training a small one");
     app.add_option("--text", options.paths.text, "files or folders to train on, instead of Eigen's headers");
     app.add_option("--test", options.paths.test, "files to evaluate that text on, instead of a part of it");
     app.add_option("--other", options.paths.other, "another domain's text, instead of other libraries' headers");

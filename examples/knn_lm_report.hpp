@@ -43,8 +43,8 @@ class KnnLmReport : public Report {
     }
 
     // Table, plots and figures; with `checked` also what must hold of them.
-    void finish(const std::vector<Text>& texts, const Bpe& bpe, bool checked) {
-        for (const Text& t : texts) numbers["texts"][t.name] = figures(t, bpe);
+    void finish(const std::vector<Text>& texts, const auto& tokenizer, bool checked) {
+        for (const Text& t : texts) numbers["texts"][t.name] = figures(t, tokenizer);
         atomic_write((folder_ / "perplexity.svg").string(), perplexity_chart(texts));
         atomic_write((folder_ / "lambda.svg").string(), lambda_chart(texts));
         atomic_write((folder_ / "size.svg").string(), size_chart(texts));
@@ -76,9 +76,10 @@ class KnnLmReport : public Report {
                "unigram: how often each token is in its memory; untuned: k 256, T 1, lambda 0.25\n";
     }
 
-    static json figures(const Text& t, const Bpe& bpe) {
+    static json figures(const Text& t, const auto& tokenizer) {
         std::size_t bytes = 0;
-        for (const std::int32_t target : t.test.targets) bytes += std::max<std::size_t>(1, bpe.token(target).size());
+        for (const std::int32_t target : t.test.targets)
+            bytes += std::max<std::size_t>(1, tokenizer.token(target).size());
         const double bits = double(t.test.size()) / double(bytes) / std::log(2.0); // a byte, for a nat a token
         const auto [k, temperature, lambda] = t.own().setting();
         json sizes;

@@ -66,8 +66,9 @@ inline std::vector<Corpus> read_corpora(const CorpusPaths& paths) {
 }
 
 // The datastore at `path`, filled; what an earlier run has written is not computed again.
-inline std::shared_ptr<const Datastore> remember(const Text& text, nn::LmHost<Threads>& host, index_t most,
-                                                 index_t block, const std::string& path, std::string tokenizer_hash) {
+inline std::shared_ptr<const Datastore> remember(const Text& text, auto& host, index_t most, index_t block,
+                                                 const std::string& path, std::string tokenizer_hash,
+                                                 std::int32_t eos) {
     const auto tokens = std::span(text.tokens).first(std::min(text.tokens.size(), static_cast<std::size_t>(most)));
     Fingerprint fingerprint = host.fingerprint(std::move(tokenizer_hash));
     fingerprint.more["text"] = Hash64().add(std::as_bytes(tokens)).text();
@@ -81,7 +82,8 @@ inline std::shared_ptr<const Datastore> remember(const Text& text, nn::LmHost<Th
         return DatastoreWriter::create(path, {.host = fingerprint, .overwrite = true});
     };
     DatastoreWriter writer = open_writer();
-    ContextWindows windows({tokens, {}}, {.block_size = block, .context = block, .batch = {.max_rows = 64}});
+    ContextWindows windows({tokens, {}},
+                           {.block_size = block, .context = block, .batch = {.max_rows = 64}, .eos = eos});
     RemainingWindows remaining(windows, writer.size());
     Progress bar("remembering " + text.name, "tokens");
     build_datastore(host, remaining, writer, 0, [&](index_t, index_t total) {
@@ -93,7 +95,7 @@ inline std::shared_ptr<const Datastore> remember(const Text& text, nn::LmHost<Th
 }
 
 // The tokens that the memory helped most, and which entries it recalled for them.
-void show_recall(Text& text, const Bpe& bpe, const auto& memory) {
+void show_recall(Text& text, const auto& tokenizer, const auto& memory) {
     const KnnLmSample& all = text.test;
     const index_t scored = all.size() / text.test_windows.rows; // the last token of each window is looked at
     Matrix queries(text.test_windows.rows, all.queries.cols);
@@ -114,10 +116,10 @@ void show_recall(Text& text, const Bpe& bpe, const auto& memory) {
     for (const std::size_t i : std::span(order).first(3)) {
         const auto row = static_cast<index_t>(i);
         fmt::print("\n{}: ...{} -> [{}]   p = {:.4f} without memory, {:.4f} with it, which recalled\n", text.name,
-                   one_line(bpe, text.test_windows.input(row).last(12)),
-                   one_line(bpe, std::span(targets).subspan(i, 1)), std::exp(double(alone[i])),
+                   one_line(tokenizer, text.test_windows.input(row).last(12)),
+                   one_line(tokenizer, std::span(targets).subspan(i, 1)), std::exp(double(alone[i])),
                    std::exp(double(log_p[i])));
         fmt::print("{}", explain(neighbours(hits, row, *text.store, memory.combiner().evidence.temperature),
-                                 *text.store, bpe));
+                                 *text.store, tokenizer));
     }
 }

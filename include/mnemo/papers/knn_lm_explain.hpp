@@ -4,7 +4,6 @@
 #include <mnemo/core/concepts.hpp>
 #include <mnemo/core/recall.hpp>
 #include <mnemo/kernels/log_sum_exp.hpp>
-#include <mnemo/text/bpe.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -40,10 +39,10 @@ std::vector<Neighbour> neighbours(const R& recall, index_t row, const S& store, 
     return out;
 }
 
-/// Tokens as one line of text: line ends are written \\n.
-inline std::string one_line(const Bpe& bpe, std::span<const std::int32_t> tokens) {
+/// Tokens as one line of text: line ends are written \\n. Any tokenizer with `decode`.
+inline std::string one_line(const auto& tokenizer, std::span<const std::int32_t> tokens) {
     std::string out;
-    for (const char c : bpe.decode(tokens)) out += c == '\n' ? std::string("\\n") : std::string(1, c);
+    for (const char c : tokenizer.decode(tokens)) out += c == '\n' ? std::string("\\n") : std::string(1, c);
     return out;
 }
 
@@ -51,7 +50,7 @@ inline std::string one_line(const Bpe& bpe, std::span<const std::int32_t> tokens
 /// the order of their text, as build_datastore writes them: the `context` values before an entry are the text before
 /// it.
 template <TokenValued S>
-std::string explain(const std::vector<Neighbour>& found, const S& store, const Bpe& bpe, std::size_t count = 4,
+std::string explain(const std::vector<Neighbour>& found, const S& store, const auto& tokenizer, std::size_t count = 4,
                     index_t context = 12) {
     std::string out;
     for (std::size_t i = 0; i < std::min(count, found.size()); ++i) {
@@ -62,8 +61,8 @@ std::string explain(const std::vector<Neighbour>& found, const S& store, const B
         char figures[64];
         std::snprintf(figures, sizeof figures, "  %5.1f %%  score %8.2f  ", 100 * static_cast<double>(n.share),
                       static_cast<double>(n.score));
-        out += text(std::string_view(figures), "...", one_line(bpe, before), " -> [",
-                    one_line(bpe, std::span(&n.token, 1)), "]\n");
+        out += text(std::string_view(figures), "...", one_line(tokenizer, before), " -> [",
+                    one_line(tokenizer, std::span(&n.token, 1)), "]\n");
     }
     return out;
 }
