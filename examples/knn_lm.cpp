@@ -9,7 +9,6 @@
 #include <mnemo/faiss/index.hpp>
 #include <mnemo/nn/train.hpp>
 #include <mnemo/retrieve/recall_report.hpp>
-#include <mnemo/text/excerpts.hpp>
 
 #include <CLI/CLI.hpp>
 
@@ -24,6 +23,8 @@ struct Settings {
         {16, 64, 256}, {0.3f, 1, 3}, {0, .02f, .05f, .1f, .15f, .2f, .25f, .3f, .4f, .5f, .6f, .7f, .8f, .9f}};
     std::string index = FaissBuild::ivfpq(256, 32, 8);
     index_t nprobe = 32;
+
+    SampleSizes samples() const { return {valid, test, scored, context}; }
 };
 
 struct Options {
@@ -37,29 +38,7 @@ struct Options {
     std::string file(const std::string& name) const { return (fs::path(folder) / name).string(); }
 };
 
-// ---- 1. Tokens.
-std::vector<Text> read_texts(const Settings& set, const std::vector<Corpus>& corpora, const auto& tokenizer) {
-    std::vector<Text> texts;
-    for (const Corpus& corpus : corpora) {
-        const auto tokens = [&](const std::vector<TextFile>& documents) {
-            std::vector<std::int32_t> ids;
-            for (const TextFile& document : documents)
-                tokenizer.encode(document.text, ids), ids.push_back(tokenizer.eos);
-            return ids;
-        };
-        const auto sample = [&](const std::vector<TextFile>& documents, index_t count) {
-            return excerpts(tokens(documents), count, set.scored, set.context - set.scored);
-        };
-        texts.push_back(
-            {corpus.name, tokens(corpus.train), sample(corpus.valid, set.valid), sample(corpus.test, set.test)});
-        fmt::print("{:<10} {:>6} tokens to learn or remember; {} + {} + {} documents\n", corpus.name,
-                   short_count(double(texts.back().tokens.size())), corpus.train.size(), corpus.valid.size(),
-                   corpus.test.size());
-    }
-    return texts;
-}
-
-// ---- 2. The model, from scratch. To load it is to go on with a training that has ended.
+// ---- 1. The model, from scratch. To load it is to go on with a training that has ended.
 nn::TransformerLm trained(const Settings& set, const Options& options, const Text& text) {
     torch::manual_seed(options.seed);
     nn::TransformerLm model(nn::TransformerLmOptions()
@@ -96,7 +75,7 @@ int remember_and_evaluate(const Settings& set, const Options& options, std::vect
     const Threads threads{options.threads};
     const std::uint64_t seed = options.seed;
 
-    // ---- 3. The memories: the model's states in each text, with the tokens that followed.
+    // ---- 2. The memories: the model's states in each text, with the tokens that followed.
     Hash64 run_hash; // of everything that the figures depend on
     for (Text& t : texts) {
         t.store =
@@ -108,7 +87,7 @@ int remember_and_evaluate(const Settings& set, const Options& options, std::vect
             run_hash.add(std::as_bytes(std::span(w->inputs)));
     }
 
-    // ---- 4. Evaluation: k, temperature and lambda are tuned on valid, and test is reported. One search serves every
+    // ---- 3. Evaluation: k, temperature and lambda are tuned on valid, and test is reported. One search serves every
     // setting; what an earlier run has found out stands in its report.
     KnnLmReport report(options.folder, run_hash.text());
     const Exact<L2, Threads> exact{set.grid.k.back(), threads};
@@ -141,7 +120,7 @@ int remember_and_evaluate(const Settings& set, const Options& options, std::vect
         bar(++done, static_cast<index_t>(texts.size()));
     }
 
-    // ---- 5. The memory at work, on the first text that the model does not know.
+    // ---- 4. The memory at work, on the first text that the model does not know.
     Text& t = texts[texts.size() > 1 ? 1 : 0];
     const auto [k, temperature, lambda] = t.own().setting();
     KnnLm<std::shared_ptr<const Datastore>, Exact<L2, Threads>> memory(LastHidden{}, t.store, {k, threads},
@@ -164,7 +143,7 @@ int remember_and_evaluate(const Settings& set, const Options& options, std::vect
     report.check("lambda 0 is the model alone, bit for bit",
                  std::memcmp(log_p.data(), alone.data(), alone.size_bytes()) == 0, fmt::format("{} tokens", some));
 
-    // ---- 6. An index, for stores that are too large to be scanned.
+    // ---- 5. An index, for stores that are too large to be scanned.
     Progress adding("indexing " + t.name, "entries");
     const auto width = static_cast<int>(threads.count);
     FaissIndex index = FaissIndex::build(*t.store, {.factory = set.index, .training_rows = 10000, .threads = width},
@@ -197,7 +176,7 @@ int run(const Options& options) {
         // A byte-level BPE, learned from the text that trains the model.
         const Bpe bpe = Bpe::learn(join(corpora[0].train), set.vocab);
         bpe.save(options.file("bpe.txt"));
-        std::vector<Text> texts = read_texts(set, corpora, bpe);
+        std::vector<Text> texts = read_texts(set.samples(), corpora, bpe);
         nn::LmHost host(trained(set, options, texts[0]), "ffn_in", threads);
         return remember_and_evaluate(set, options, std::move(texts), bpe, host);
     }
@@ -205,7 +184,7 @@ int run(const Options& options) {
     nn::LmHost host(nn::load_hugging_face(options.model), "ffn_in", threads);
     set.context = std::min(set.context, index_t{host.model()->max_positions()});
     set.block = std::min(set.block, set.context / 2);
-    return remember_and_evaluate(set, options, read_texts(set, corpora, tokenizer), tokenizer, host);
+    return remember_and_evaluate(set, options, read_texts(set.samples(), corpora, tokenizer), tokenizer, host);
 }
 
 int main(int argc, char** argv) {

@@ -6,6 +6,7 @@
 #include <mnemo/io/datastore.hpp>
 #include <mnemo/mnemo.hpp>
 #include <mnemo/nn/lm_host.hpp>
+#include <mnemo/text/excerpts.hpp>
 
 #include <fmt/core.h>
 
@@ -63,6 +64,31 @@ inline std::vector<Corpus> read_corpora(const CorpusPaths& paths) {
     if (!test.empty()) corpora[0].test = std::move(test);
     if (!other.empty()) corpora.push_back(split_by_name("other", std::move(other)));
     return corpora;
+}
+
+// The tokens of all texts, and samples of the held-out ones: `scored` tokens at the end of `context`.
+struct SampleSizes {
+    index_t valid, test, scored, context;
+};
+inline std::vector<Text> read_texts(const SampleSizes& set, const std::vector<Corpus>& corpora, const auto& tokenizer) {
+    std::vector<Text> texts;
+    for (const Corpus& corpus : corpora) {
+        const auto tokens = [&](const std::vector<TextFile>& documents) {
+            std::vector<std::int32_t> ids;
+            for (const TextFile& document : documents)
+                tokenizer.encode(document.text, ids), ids.push_back(tokenizer.eos);
+            return ids;
+        };
+        const auto sample = [&](const std::vector<TextFile>& documents, index_t count) {
+            return excerpts(tokens(documents), count, set.scored, set.context - set.scored);
+        };
+        texts.push_back(
+            {corpus.name, tokens(corpus.train), sample(corpus.valid, set.valid), sample(corpus.test, set.test)});
+        fmt::print("{:<10} {:>6} tokens to learn or remember; {} + {} + {} documents\n", corpus.name,
+                   short_count(double(texts.back().tokens.size())), corpus.train.size(), corpus.valid.size(),
+                   corpus.test.size());
+    }
+    return texts;
 }
 
 // The datastore at `path`, filled; what an earlier run has written is not computed again.

@@ -6,14 +6,7 @@
 #include "knn_lm_text.hpp"
 #include "trime_report.hpp"
 
-constexpr const char* kHelp = R"(trime [FOLDER] [OPTIONS]   everything is kept in FOLDER (default: trime.out)
-  --text PATH...   files or folders to train on, instead of Eigen's headers
-  --test PATH...   files to evaluate on, instead of a part of the text
-  --seeds N        starts and orders per method; default: 3
-  --steps N        of each training; default: 800
-  --threads N      trainings at a time; default: OMP_NUM_THREADS, or all cores
-  --quick          tiny models in seconds, to see that everything works
-)";
+#include <CLI/CLI.hpp>
 
 struct Settings {
     index_t vocab = 1024, dim = 96, layers = 2, seeds = 3;
@@ -29,9 +22,16 @@ struct Settings {
     Training training;
 };
 
-int run(Arguments& arguments) {
+struct Options {
+    std::string folder = "trime.out";
+    CorpusPaths paths{};
+    index_t seeds = 0, steps = 0, threads = at::get_num_threads(); // 0: as the settings say
+    bool quick = false;
+};
+
+int run(const Options& options) {
     Settings set;
-    const bool quick = arguments.flag("--quick");
+    const bool quick = options.quick;
     if (quick) {
         set.vocab = 300, set.dim = 32, set.layers = 1, set.seeds = 1, set.segment = 16, set.segments = 400;
         set.windows.block_size = set.windows.context = 8;
@@ -39,12 +39,11 @@ int run(Arguments& arguments) {
         set.shares = {0.2}, set.sharpness = {1};
         set.entries = 400, set.k = 8, set.training.steps = 20, set.training.batch = 4;
     }
-    set.seeds = arguments.number("--seeds", set.seeds);
-    set.training.steps = arguments.number("--steps", set.training.steps);
-    const Threads threads{arguments.number("--threads", at::get_num_threads())};
-    const fs::path folder = arguments.positional(0, "trime.out");
-    const Corpus corpus = read_corpora(arguments)[0];
-    arguments.finish();
+    if (options.seeds > 0) set.seeds = options.seeds;
+    if (options.steps > 0) set.training.steps = options.steps;
+    const Threads threads{options.threads};
+    const fs::path folder = options.folder;
+    const Corpus corpus = read_corpora(options.paths)[0];
     fs::create_directories(folder);
     at::set_num_threads(1); // trainings run beside each other instead of matrix products
 
@@ -159,13 +158,20 @@ int run(Arguments& arguments) {
 
 int main(int argc, char** argv) {
     std::setvbuf(stdout, nullptr, _IOLBF, 0); // in step with the progress on stderr
-    if (argc > 1 && (argv[1] == std::string_view("--help") || argv[1] == std::string_view("-h"))) {
-        fmt::print("{}", kHelp);
-        return 0;
-    }
+    CLI::App app("Trains a language model with in-batch memories, and scores text with and without them.");
+    Options options;
+    app.add_option("folder", options.folder, "what was computed, and the results")->capture_default_str();
+    app.add_option("--text", options.paths.text, "files or folders to train on, instead of Eigen's headers");
+    app.add_option("--test", options.paths.test, "files to evaluate on, instead of a part of the text");
+    app.add_option("--seeds", options.seeds, "starts and orders per method; default: 3")->check(CLI::Range(1, 100));
+    app.add_option("--steps", options.steps, "of each training; default: 800")->check(CLI::Range(1, 1000000));
+    app.add_option("--threads", options.threads, "trainings at a time")
+        ->check(CLI::Range(1, 1024))
+        ->capture_default_str();
+    app.add_flag("--quick", options.quick, "tiny models in seconds, to see that everything works");
+    CLI11_PARSE(app, argc, argv);
     try {
-        Arguments arguments(argc, argv);
-        return run(arguments);
+        return run(options);
     } catch (const std::exception& e) {
         fmt::print(stderr, "trime: {}\n", e.what());
         return 2;
