@@ -19,18 +19,18 @@
 
 using namespace mnemo;
 
-namespace {
+namespace mnemo::c_interface {
 
-thread_local char last_error[1024] = "";
+inline thread_local char last_error[1024] = "";
 
-void remember_error(const char* message) { std::snprintf(last_error, sizeof last_error, "%s", message); }
+inline void remember_error(const char* message) { std::snprintf(last_error, sizeof last_error, "%s", message); }
 
 struct ReadOnly : Error {
     using Error::Error;
 };
 
 /// Runs `f`; whatever it throws becomes a status and a message.
-int guarded(auto&& f) noexcept {
+inline int guarded(auto&& f) noexcept {
     try {
         f();
         return MNEMO_OK;
@@ -50,7 +50,7 @@ int guarded(auto&& f) noexcept {
     }
     return MNEMO_ERROR;
 }
-void expect_pointer(const void* pointer, const char* what) {
+inline void expect_pointer(const void* pointer, const char* what) {
     if (pointer == nullptr) fail(what, ": expected a pointer, got NULL");
 }
 /// The caller's struct, as far as it knows it, over the defaults.
@@ -61,13 +61,13 @@ template <class T> T known_part(const T* given, T defaults, const char* what) {
     std::memcpy(&defaults, given, std::min(given->size, sizeof defaults));
     return defaults;
 }
-std::string text_or_empty(const char* s) { return s == nullptr ? "" : s; }
+inline std::string text_or_empty(const char* s) { return s == nullptr ? "" : s; }
 
 template <class E> E choice(std::int32_t value, std::int32_t last, const char* what) {
     if (value < 0 || value > last) fail(what, ": expected 0 to ", last, ", got ", value);
     return static_cast<E>(value);
 }
-KeyRows key_rows(const mnemo_rows* given, index_t dim) {
+inline KeyRows key_rows(const mnemo_rows* given, index_t dim) {
     const mnemo_rows rows = known_part(given, mnemo_rows MNEMO_ROWS_INIT(nullptr, 0, 0), "states");
     if (rows.rows < 0) fail("states.rows: expected at least 0, got ", rows.rows);
     expect_equal("states.dim", index_t{rows.dim}, dim);
@@ -96,19 +96,21 @@ class Widened {
     std::vector<float> wide_;
 };
 
-void check_finite(Rows rows) {
+inline void check_finite(Rows rows) {
     for (index_t i = 0; i < rows.rows; ++i)
         if (const std::size_t bad = first_not_finite<float>(rows[i]); bad < rows[i].size())
             fail("states: expected finite numbers, got ", static_cast<double>(rows[i][bad]), " in row ", i, ", column ",
                  bad);
 }
 
-void check_tokens(std::span<const std::int32_t> tokens, index_t vocab_size) {
+inline void check_tokens(std::span<const std::int32_t> tokens, index_t vocab_size) {
     const std::string where = "tokens";
     for (std::size_t i = 0; i < tokens.size(); ++i) check_value(where, static_cast<index_t>(i), tokens[i], vocab_size);
 }
 
-} // namespace
+} // namespace mnemo::c_interface
+
+using namespace mnemo::c_interface;
 
 struct mnemo_session {
     virtual ~mnemo_session() = default;
@@ -133,9 +135,9 @@ struct mnemo_memory {
     Widened widened;
 };
 
-namespace {
+namespace mnemo::c_interface {
 
-void check_options(const mnemo_options& o) {
+inline void check_options(const mnemo_options& o) {
     if (o.k < 1) fail("options.k: expected at least 1, got ", o.k);
     if (!(o.temperature > 0)) fail("options.temperature: expected a positive number, got ", o.temperature);
     if (!(o.lambda >= 0 && o.lambda <= 1)) fail("options.lambda: expected 0 to 1, got ", o.lambda);
@@ -235,7 +237,8 @@ std::unique_ptr<mnemo_memory> in_ram(const mnemo_options& o, const Fingerprint& 
     }
     return std::make_unique<MemoryOf<TokenStore<Key>>>(o, host, std::move(store));
 }
-std::unique_ptr<mnemo_memory> in_ram(const mnemo_options& o, const Fingerprint& host, const Datastore* from = nullptr) {
+inline std::unique_ptr<mnemo_memory> in_ram(const mnemo_options& o, const Fingerprint& host,
+                                            const Datastore* from = nullptr) {
     switch (choice<KeyType>(o.key_type, 2, "options.key_type")) {
     case KeyType::float32:
         return in_ram<float>(o, host, from);
@@ -247,19 +250,19 @@ std::unique_ptr<mnemo_memory> in_ram(const mnemo_options& o, const Fingerprint& 
     return in_ram<bfloat16>(o, host, from);
 }
 
-Fingerprint fingerprint(const mnemo_options& o) {
+inline Fingerprint fingerprint(const mnemo_options& o) {
     return {.model = text_or_empty(o.model),
             .key_tap = text_or_empty(o.key_tap),
             .key_dim = o.key_dim,
             .vocab_size = o.vocab_size};
 }
-mnemo_options known_options(const mnemo_options* given) {
+inline mnemo_options known_options(const mnemo_options* given) {
     const mnemo_options options = known_part(given, mnemo_options MNEMO_OPTIONS_INIT, "options");
     check_options(options);
     return options;
 }
 
-} // namespace
+} // namespace mnemo::c_interface
 
 extern "C" {
 
