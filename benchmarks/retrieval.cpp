@@ -1,151 +1,341 @@
 // SPDX-License-Identifier: MIT
-// Re-scoring by id, exact search and conversion, on one thread. Compare ratios within one run, not times across runs.
-#include <benchmark/benchmark.h>
+// Large-k retrieval, each case labelled with its name, on one shape at a time:
+//
+//   bench_retrieval [--keys keys.npy --queries queries.npy | --n N --d D --batch B] [--k K] [--metric l2|ip]
+//                   [--threads T] [--lists L] [--recall R] [--vocab V] [Google Benchmark's own flags]
+//
+// Every search reports its recall against exact search, queries/s and, as flop/s, 2 n d batch whatever was skipped.
+// benchmarks/retrieval.py runs many shapes beside a reference script. A retriever of your own joins in where it says
+// so.
+#include <mnemo/combine/interpolate.hpp>
+#include <mnemo/io/npy.hpp>
+#include <mnemo/retrieve/build_lists.hpp>
 #include <mnemo/retrieve/exact.hpp>
+#include <mnemo/retrieve/lists.hpp>
+#include <mnemo/store/packed.hpp>
 #include <mnemo/store/tokens.hpp>
 #ifdef MNEMO_BENCH_FAISS
 #include <mnemo/faiss/index.hpp>
 #endif
 
-#include <map>
+#include <benchmark/benchmark.h>
+
+#include <chrono>
+#include <functional>
+#include <memory>
 #include <random>
+#include <string>
 
 using namespace mnemo;
 
 namespace {
 
-// A dense orthogonal matrix in d log d steps: pairs of elements turned by random angles, at every distance.
-void turn(std::span<float> row, const std::vector<std::pair<float, float>>& angles) {
-    std::size_t at = 0;
-    for (std::size_t h = 1; h < row.size(); h *= 2)
-        for (std::size_t j = 0; j < row.size(); ++j)
-            if ((j & h) == 0 && j + h < row.size()) {
-                const auto [c, s] = angles[at++];
-                const float a = row[j], b = row[j + h];
-                row[j] = c * a - s * b, row[j + h] = s * a + c * b;
-            }
-}
+struct Shape {
+    std::string keys, queries, metric = "l2";
+    index_t n = 100000, d = 256, batch = 512, k = 1024, threads = 1, lists = 1024, vocab = 32768;
+    double recall = 0.98;
+};
 
-// Clusters of Zipf sizes, a falling spectrum and a common offset: what keys from a language model look like.
-Matrix keys_like_hidden_states(index_t rows, index_t d, unsigned seed) {
-    std::mt19937 gen(seed), shared(7);
+// Clusters of Zipf sizes, a falling spectrum and a common offset, turned by random reflections: what keys from a
+// language model look like. The last `batch` rows are queries.
+Matrix rows_like_hidden_states(index_t rows, index_t d) {
+    std::mt19937 gen(1);
     std::normal_distribution<float> normal;
     const index_t clusters = std::max<index_t>(64, rows / 256);
     std::vector<float> spectrum(static_cast<std::size_t>(d));
     std::vector<double> weights(static_cast<std::size_t>(clusters));
     for (std::size_t j = 0; j < spectrum.size(); ++j) spectrum[j] = std::pow(static_cast<float>(j + 1), -0.55f);
     for (std::size_t c = 0; c < weights.size(); ++c) weights[c] = 1.0 / static_cast<double>(c + 10);
-    Matrix centres(clusters, d), out(rows, d);
+    Matrix centres(clusters, d), out(rows, d), mirrors(8, d);
     for (index_t c = 0; c < clusters; ++c)
         for (std::size_t j = 0; j < spectrum.size(); ++j)
-            centres[c][j] = spectrum[j] * (normal(shared) + (j == 0 ? 1.5f : 0.0f));
-    std::uniform_real_distribution<float> angle(0, 6.2831853f);
-    std::vector<std::pair<float, float>> angles(spectrum.size() * 16);
-    for (auto& a : angles) {
-        const float x = angle(shared);
-        a = {std::cos(x), std::sin(x)};
-    }
+            centres[c][j] = spectrum[j] * (normal(gen) + (j == 0 ? 1.5f : 0.0f));
+    for (float& x : mirrors.data) x = normal(gen);
     std::discrete_distribution<index_t> choose(weights.begin(), weights.end());
     for (index_t i = 0; i < rows; ++i) {
         const auto centre = centres[choose(gen)];
-        for (std::size_t j = 0; j < spectrum.size(); ++j) out[i][j] = centre[j] + 0.6f * spectrum[j] * normal(gen);
-        turn(out[i], angles);
+        const auto row = out[i];
+        for (std::size_t j = 0; j < spectrum.size(); ++j) row[j] = centre[j] + 0.6f * spectrum[j] * normal(gen);
+        for (index_t m = 0; m < mirrors.rows; ++m) {
+            float dot = 0, norm = 0;
+            for (std::size_t j = 0; j < row.size(); ++j)
+                dot += row[j] * mirrors[m][j], norm += mirrors[m][j] * mirrors[m][j];
+            for (std::size_t j = 0; j < row.size(); ++j) row[j] -= 2 * dot / norm * mirrors[m][j];
+        }
     }
     return out;
 }
 
-// Stores are made once a shape and shared by all benchmarks.
-template <class Key> const TokenStore<Key>& store_of(index_t n, index_t d) {
-    static std::map<std::pair<index_t, index_t>, TokenStore<Key>> stores;
-    const auto [found, is_new] = stores.try_emplace({n, d}, d);
-    if (is_new) {
-        const std::vector<std::int32_t> values(static_cast<std::size_t>(n));
-        found->second.append(keys_like_hidden_states(n, d, 1), values);
+Matrix load(const std::string& path) {
+    const Npy file = Npy::open(path);
+    const auto rows = file.matrix<float>();
+    Matrix out(rows.rows, rows.cols);
+    for (index_t i = 0; i < rows.rows; ++i) std::copy_n(rows[i].begin(), rows.cols, out[i].begin());
+    return out;
+}
+
+double seconds_of(auto&& work) {
+    const auto start = std::chrono::steady_clock::now();
+    work();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// Google Benchmark runs each of these; the label is the case.
+void add_case(const std::string& name, auto&& body) {
+    benchmark::RegisterBenchmark(name.c_str(),
+                                 [name, body](benchmark::State& state) {
+                                     body(state);
+                                     state.SetLabel(name);
+                                 })
+        ->Unit(benchmark::kMillisecond)
+        ->UseRealTime();
+}
+
+template <class MetricT> struct Comparison {
+    const Shape& shape;
+    const TokenStore<>& store;
+    Rows queries;
+    std::shared_ptr<Hits> exact = std::make_shared<Hits>(); // found when first needed
+
+    // `make` builds what the search needs, once, and returns a callable: Hits (Rows queries, Hits spare).
+    void add(const std::string& name, double bytes_a_key, auto&& make) const {
+        auto search = std::make_shared<std::function<Hits(Rows, Hits)>>();
+        auto build_seconds = std::make_shared<double>(0);
+        add_case(name, [=, *this](benchmark::State& state) {
+            if (exact->rows() == 0) *exact = Exact<MetricT>{shape.k}.retrieve(store, queries);
+            if (!*search) *build_seconds = seconds_of([&] { *search = make(); });
+            Hits hits;
+            for (auto _ : state) hits = (*search)(queries, std::move(hits));
+            const auto rate = benchmark::Counter::kIsIterationInvariantRate;
+            const auto rows = static_cast<double>(queries.rows), keys = static_cast<double>(store.size() * shape.d);
+            state.SetItemsProcessed(state.iterations() * queries.rows);
+            state.counters["flop/s"] = benchmark::Counter(2 * keys * rows, rate);
+            state.counters["bytes/s"] = benchmark::Counter(bytes_a_key * static_cast<double>(store.size()), rate);
+            state.counters["recall"] = compare(hits, *exact).recall;
+            state.counters["bytes_a_key"] = bytes_a_key;
+            state.counters["build_s"] = *build_seconds;
+        });
     }
-    return found->second;
-}
-
-void count(benchmark::State& state, index_t queries, double operations, double bytes) {
-    const auto rate = benchmark::Counter::kIsIterationInvariantRate;
-    state.counters["queries/s"] = benchmark::Counter(static_cast<double>(queries), rate);
-    state.counters["flop/s"] = benchmark::Counter(operations, rate);
-    state.counters["bytes/s"] = benchmark::Counter(bytes, rate, benchmark::Counter::kIs1024);
-}
-
-template <class Key> void rescore_by_id(benchmark::State& state) {
-    const index_t n = 100000, k = state.range(0), d = state.range(1);
-    const auto& store = store_of<Key>(n, d);
-    const Matrix q = keys_like_hidden_states(1, d, 2);
-    std::mt19937 gen(3);
-    std::uniform_int_distribution<index_t> any(0, n - 1);
-    std::vector<index_t> ids(static_cast<std::size_t>(64 * k)); // too many rows to stay in a cache
-    for (index_t& id : ids) id = any(gen);
-    std::vector<float> scores(static_cast<std::size_t>(k));
-    std::size_t at = 0;
-    for (auto _ : state) {
-        score_ids<L2>(q[0], store.keys(), std::span(ids).subspan(at * scores.size(), scores.size()), scores);
-        benchmark::DoNotOptimize(scores.data());
-        at = (at + 1) % 64;
+    // Any retriever for this store.
+    template <class R> void add_retriever(const std::string& name, double bytes_a_key, R retriever) const {
+        add(name, bytes_a_key, [=, *this] {
+            return
+                [=, *this](Rows rows, Hits spare) { return retrieve_into(retriever, store, rows, std::move(spare)); };
+        });
     }
-    count(state, 1, 2.0 * double(k * d), double(k * d) * sizeof(Key));
-}
 
-template <class MetricT, class Key> void exact(benchmark::State& state) {
-    const index_t n = state.range(0), d = state.range(1), k = state.range(2), batch = state.range(3);
-    const auto& store = store_of<Key>(n, d);
-    const Matrix q = keys_like_hidden_states(batch, d, 2);
-    const Exact<MetricT> retriever{k};
-    Hits hits;
-    for (auto _ : state) hits = retriever.retrieve(store, q, std::move(hits));
-    count(state, batch, 2.0 * double(n * d * batch), double(n * d) * sizeof(Key));
-}
+    void add_all() const {
+        const double width = static_cast<double>(shape.d);
+        const Threads threads{shape.threads};
+        // ---- A retriever of your own: a line like these, then `--benchmark_filter=mine`. ----
+        // add_retriever("mine", 4 * width, Mine{...});
+        add_retriever("exact", 4 * width, Exact<MetricT, Threads>{shape.k, threads});
+        add("exact_half", 2 * width, [=, *this] {
+            auto half_store = std::make_shared<TokenStore<half>>(shape.d);
+            half_store->append(store.keys(), std::vector<std::int32_t>(static_cast<std::size_t>(store.size())));
+            return [=, *this](Rows rows, Hits spare) {
+                return Exact<MetricT, Threads>{shape.k, threads}.retrieve(*half_store, rows, std::move(spare));
+            };
+        });
+        add("packed", PackedKeys<MetricT>(shape.d).bytes_a_key(), [=, *this] {
+            auto packed = std::make_shared<Packed<TokenStore<>, MetricT>>(store);
+            return [=, *this](Rows rows, Hits spare) {
+                return Exact<MetricT, Threads>{shape.k, threads}.retrieve(*packed, rows, std::move(spare));
+            };
+        });
+        add("packed_bfloat16", PackedKeys<MetricT>(shape.d, FilterFormat::bfloat16).bytes_a_key(), [=, *this] {
+            auto packed = std::make_shared<Packed<TokenStore<>, MetricT>>(store, FilterFormat::bfloat16);
+            return [=, *this](Rows rows, Hits spare) {
+                return Exact<MetricT, Threads>{shape.k, threads}.retrieve(*packed, rows, std::move(spare));
+            };
+        });
+        add_scan(FilterFormat::int8);
+        add_scan(FilterFormat::bfloat16);
+        for (const auto& [name, probe] : {std::pair{"lists_first_pass", Probe::first_pass},
+                                          {"lists_rescored", Probe::rescored},
+                                          {"lists_exact", Probe::exact}})
+            add(name, width + 16, [=, probe = probe, *this] { return lists(probe); });
+#ifdef MNEMO_BENCH_FAISS
+        add_faiss("faiss_linked_flat", "Flat", 4 * width);
+        add_faiss("faiss_linked_ivf_flat", "IVF" + std::to_string(shape.lists) + ",Flat", 4 * width + 8);
+#endif
+    }
+
+    // The first pass alone, nothing selected: what share of the machine's peak the kernels reach.
+    void add_scan(FilterFormat format) const {
+        add_case("scan_" + std::string(mnemo::name(format)), [=, *this](benchmark::State& state) {
+#if MNEMO_X86
+            PackedKeys<MetricT> packed(shape.d, format);
+            packed.follow(store.keys());
+            if (packed.rows() == 0) return state.SkipWithError("this machine has no instructions for the format");
+            Arena arena;
+            Filter<MetricT> filter(arena, queries.rows, shape.d);
+            std::vector<Candidates> none(static_cast<std::size_t>(queries.rows));
+            for (Candidates& c : none) c = Candidates::in(arena, 1, 1), c.threshold = std::numeric_limits<float>::max();
+            filter.use(queries, format, packed.view().centre);
+            for (auto _ : state) filter.scan(packed.view(), {}, 0, store.size(), none.data(), 1, [](index_t) {});
+            state.SetItemsProcessed(state.iterations() * queries.rows);
+            state.counters["flop/s"] =
+                benchmark::Counter(2 * static_cast<double>(store.size() * shape.d * queries.rows),
+                                   benchmark::Counter::kIsIterationInvariantRate);
+#else
+            state.SkipWithError("no first pass on this machine");
+#endif
+        });
+    }
+
+    // nprobe for the recall that was asked for, on the queries themselves.
+    std::function<Hits(Rows, Hits)> lists(Probe probe) const {
+        static std::shared_ptr<const KeyLists> built; // one shape a run
+        if (!built)
+            built = std::make_shared<KeyLists>(ListsBuilder<MetricT>(store.keys(), {.lists = shape.lists}).build());
+        Lists<MetricT, Threads> retriever{built->view(), shape.k, 32, probe, {shape.threads}};
+        if (probe != Probe::exact)
+            retriever.nprobe =
+                tune_nprobe(retriever, store, queries.slice(0, std::min<index_t>(queries.rows, 128)), shape.recall);
+        return [=, *this](Rows rows, Hits spare) { return retriever.retrieve(store, rows, std::move(spare)); };
+    }
 
 #ifdef MNEMO_BENCH_FAISS
-void faiss_flat(benchmark::State& state) {
-    const index_t n = state.range(0), d = state.range(1), k = state.range(2), batch = state.range(3);
-    const auto& store = store_of<float>(n, d);
-    FaissBuild how;
-    how.factory = "Flat";
-    FaissIndex index = FaissIndex::build(store, how);
-    index.k = k;
-    index.threads = 1;
-    const Matrix q = keys_like_hidden_states(batch, d, 2);
-    Hits hits;
-    for (auto _ : state) hits = index.retrieve(store, q, std::move(hits));
-    count(state, batch, 2.0 * double(n * d * batch), double(n * d) * sizeof(float));
-}
-#endif
-
-template <class From, class To> void convert_rows(benchmark::State& state) {
-    const auto n = static_cast<std::size_t>(state.range(0));
-    const std::vector<From> from(n, from_float<From>(0.5f));
-    std::vector<To> to(n);
-    for (auto _ : state) {
-        convert(std::span<const From>(from), std::span<To>(to));
-        benchmark::DoNotOptimize(to.data());
+    void add_faiss(const std::string& name, const std::string& factory, double bytes_a_key) const {
+        add(name, bytes_a_key, [=, *this] {
+            FaissBuild how;
+            how.factory = factory;
+            how.metric = MetricT::metric;
+            auto index = std::make_shared<FaissIndex>(FaissIndex::build(store, how));
+            index->k = shape.k;
+            index->threads = static_cast<int>(shape.threads);
+            if (factory != "Flat") index->set_nprobe(32);
+            return [=, *this](Rows rows, Hits spare) { return index->retrieve(store, rows, std::move(spare)); };
+        });
     }
-    state.SetBytesProcessed(state.iterations() * static_cast<index_t>(n * (sizeof(From) + sizeof(To))));
+#endif
+};
+
+// Reading, at the speed of the machine.
+void read_bandwidth(benchmark::State& state) {
+    const HugeVector<float> data(std::size_t{1} << 27, 1.0f);
+    for (auto _ : state) benchmark::DoNotOptimize(detail::count_at_least(data.data(), data.size(), 2.0f));
+    state.counters["bytes/s"] = benchmark::Counter(static_cast<double>(data.size() * sizeof(float)),
+                                                   benchmark::Counter::kIsIterationInvariantRate);
 }
 
-void shapes(benchmark::internal::Benchmark* b) {
-    b->ArgNames({"n", "d", "k", "batch"})->Unit(benchmark::kMillisecond);
-    for (const index_t d : {256, 1024})
-        for (const index_t batch : {1, 16, 512}) b->Args({100000, d, 1024, batch});
-}
+// From hits to probabilities: of the targets alone, or of all tokens.
+struct Tail {
+    TokenStore<> store{1};
+    Hits hits;
+    Matrix queries, log_p;
+    std::vector<std::int32_t> targets;
+    std::vector<float> target_log_p;
+
+    explicit Tail(const Shape& shape) : queries(shape.batch, 1) {
+        std::mt19937 gen(1);
+        std::vector<double> zipf(static_cast<std::size_t>(shape.vocab));
+        for (std::size_t v = 0; v < zipf.size(); ++v) zipf[v] = 1.0 / static_cast<double>(v + 5);
+        std::discrete_distribution<std::int32_t> token(zipf.begin(), zipf.end());
+        std::vector<std::int32_t> values(static_cast<std::size_t>(shape.n));
+        for (std::int32_t& v : values) v = token(gen);
+        store.append(Matrix(shape.n, 1), values);
+        std::uniform_real_distribution<float> distance(50, 100);
+        for (index_t row = 0; row < shape.batch; ++row) {
+            const auto first =
+                static_cast<index_t>(gen() % static_cast<unsigned>(std::max<index_t>(shape.n - 4 * shape.k, 1)));
+            for (index_t j = 0; j < shape.k; ++j)
+                hits.push(
+                    first + static_cast<index_t>(gen() % static_cast<unsigned>(std::min(4 * shape.k, shape.n - first))),
+                    -distance(gen));
+            hits.end_row();
+            targets.push_back(store.value(hits.ids(row)[0]));
+            target_log_p.push_back(-3);
+        }
+    }
+};
 
 } // namespace
 
-BENCHMARK_TEMPLATE(rescore_by_id, half)->ArgNames({"k", "d"})->Args({1024, 1024})->Args({1024, 256});
-BENCHMARK_TEMPLATE(rescore_by_id, float)->ArgNames({"k", "d"})->Args({1024, 1024})->Args({1024, 256});
-BENCHMARK_TEMPLATE(exact, L2, float)->Apply(shapes);
-#ifdef MNEMO_BENCH_FAISS
-BENCHMARK(faiss_flat)->Apply(shapes);
-#endif
-BENCHMARK_TEMPLATE(exact, L2, half)->Apply(shapes);
-BENCHMARK_TEMPLATE(exact, InnerProduct, float)->Apply(shapes);
-BENCHMARK_TEMPLATE(convert_rows, half, float)->ArgName("n")->Arg(1 << 12)->Arg(1 << 24);
-BENCHMARK_TEMPLATE(convert_rows, float, half)->ArgName("n")->Arg(1 << 12)->Arg(1 << 24);
-BENCHMARK_TEMPLATE(convert_rows, bfloat16, float)->ArgName("n")->Arg(1 << 12)->Arg(1 << 24);
-BENCHMARK_TEMPLATE(convert_rows, float, bfloat16)->ArgName("n")->Arg(1 << 12)->Arg(1 << 24);
+int main(int count, char** arguments) {
+    static Shape shape;
+    std::vector<char*> left{arguments[0]};
+    for (int i = 1; i < count; ++i) {
+        const std::string flag = arguments[i];
+        const auto is = [&](const char* name) { return flag == name && i + 1 < count; };
+        if (is("--keys"))
+            shape.keys = arguments[++i];
+        else if (is("--queries"))
+            shape.queries = arguments[++i];
+        else if (is("--metric"))
+            shape.metric = arguments[++i];
+        else if (is("--n"))
+            shape.n = std::stol(arguments[++i]);
+        else if (is("--d"))
+            shape.d = std::stol(arguments[++i]);
+        else if (is("--batch"))
+            shape.batch = std::stol(arguments[++i]);
+        else if (is("--k"))
+            shape.k = std::stol(arguments[++i]);
+        else if (is("--threads"))
+            shape.threads = std::stol(arguments[++i]);
+        else if (is("--lists"))
+            shape.lists = std::stol(arguments[++i]);
+        else if (is("--vocab"))
+            shape.vocab = std::stol(arguments[++i]);
+        else if (is("--recall"))
+            shape.recall = std::stod(arguments[++i]);
+        else
+            left.push_back(arguments[i]);
+    }
+    static Matrix keys, queries;
+    if (!shape.keys.empty()) {
+        keys = load(shape.keys), queries = load(shape.queries);
+        queries = [&] { // the first `batch`
+            Matrix some(std::min(shape.batch, queries.rows), queries.cols);
+            std::copy_n(queries.data.begin(), some.data.size(), some.data.begin());
+            return some;
+        }();
+        shape.n = keys.rows, shape.d = keys.cols, shape.batch = queries.rows;
+    } else {
+        Matrix all = rows_like_hidden_states(shape.n + shape.batch, shape.d);
+        keys = Matrix(shape.n, shape.d), queries = Matrix(shape.batch, shape.d);
+        std::copy_n(all.data.begin(), keys.data.size(), keys.data.begin());
+        std::copy_n(all[shape.n].begin(), queries.data.size(), queries.data.begin());
+    }
+    static TokenStore<> store(shape.d);
+    store.append(keys, std::vector<std::int32_t>(static_cast<std::size_t>(shape.n)));
+    keys = {};
+    if (shape.metric == "ip")
+        Comparison<InnerProduct>{shape, store, queries}.add_all();
+    else
+        Comparison<L2>{shape, store, queries}.add_all();
+    add_case("read_bandwidth", read_bandwidth);
 
-BENCHMARK_MAIN();
+    static std::unique_ptr<Tail> tail;
+    const auto add_tail = [&](const std::string& name, auto&& combine) {
+        add_case(name, [combine](benchmark::State& state) {
+            if (!tail) tail = std::make_unique<Tail>(shape);
+            Arena scratch;
+            const Interpolate<TokenVotes, Fixed, Threads> interpolate{{.temperature = 10}, {0.25f}, {shape.threads}};
+            for (auto _ : state) {
+                scratch.reset();
+                combine(interpolate, Reading{Rows(tail->queries), tail->hits, tail->store, scratch});
+            }
+            state.SetItemsProcessed(state.iterations() * shape.batch);
+        });
+    };
+    add_tail("tail_gold", [](const auto& interpolate, const auto& reading) {
+        TargetLogProbs base{tail->targets, tail->target_log_p};
+        interpolate.combine(base, reading);
+    });
+    add_tail("tail_dense", [](const auto& interpolate, const auto& reading) {
+        if (tail->log_p.rows == 0) {
+            tail->log_p = Matrix(shape.batch, shape.vocab);
+            std::fill(tail->log_p.data.begin(), tail->log_p.data.end(), -std::log(static_cast<float>(shape.vocab)));
+        }
+        MutRows rows = tail->log_p;
+        interpolate.combine(rows, reading);
+    });
+
+    int rest = static_cast<int>(left.size());
+    benchmark::Initialize(&rest, left.data());
+    if (benchmark::ReportUnrecognizedArguments(rest, left.data())) return 1;
+    benchmark::RunSpecifiedBenchmarks();
+}

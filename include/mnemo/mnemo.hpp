@@ -13,6 +13,7 @@
 #include <mnemo/combine/token_votes.hpp>
 #include <mnemo/combine/unigram.hpp>
 #include <mnemo/extract/last_hidden.hpp>
+#include <mnemo/kernels/choose_format.hpp>
 #include <mnemo/kernels/convert.hpp>
 #include <mnemo/kernels/cpu.hpp>
 #include <mnemo/kernels/filter.hpp>

@@ -6,6 +6,7 @@
 #include <mnemo/store/tokens.hpp>
 
 #include <algorithm>
+#include <optional>
 #include <random>
 #include <utility>
 #include <vector>
@@ -14,12 +15,12 @@ namespace mnemo {
 
 /// How inverted lists are built.
 struct ListsOptions {
-    index_t lists = 0;      // 0: four times the root of the number of keys
-    index_t sample = 64;    // keys a list to learn the centroids from
-    int rounds = 8;         // of k-means
-    std::uint64_t seed = 1; // of the first centroids
-    index_t chunk = 16384;  // keys that a step assigns
-    FilterFormat format = FilterFormat::int8;
+    index_t lists = 0;                                 // 0: four times the root of the number of keys
+    index_t sample = 64;                               // keys a list to learn the centroids from
+    int rounds = 8;                                    // of k-means
+    std::uint64_t seed = 1;                            // of the first centroids
+    index_t chunk = 16384;                             // keys that a step assigns
+    std::optional<FilterFormat> format = std::nullopt; // of the packed keys; none: chosen by the keys
 };
 
 /// What a build has done so far; it can be saved and gone on with.
@@ -81,7 +82,8 @@ template <MetricTag MetricT, Executor X = Serial> class ListsBuilder {
     KeyLists pack() const {
         if (done() < total()) fail("ListsBuilder: expected ", total(), " steps, got ", done());
         KeyLists out;
-        out.metric = MetricT::metric, out.format = options_.format, out.d = keys_.cols, out.entries = keys_.rows;
+        out.metric = MetricT::metric, out.d = keys_.cols, out.entries = keys_.rows;
+        out.format = options_.format ? *options_.format : packed_format_for<MetricT>(keys_);
         out.centroids = draft_.centroids.data;
         std::vector<std::int64_t> count(size(lists_)), next;
         for (const std::int32_t list : draft_.assigned) ++count[size(list)];
@@ -169,7 +171,7 @@ template <MetricTag MetricT, Executor X = Serial> class ListsBuilder {
     }
 #if MNEMO_X86
     template <class T> void pack(MatrixView<const T> keys, KeyLists& out) const {
-        const detail::Rounding<MetricT> rounding(keys.cols, options_.format);
+        const detail::Rounding<MetricT> rounding(keys.cols, out.format);
         const index_t places = static_cast<index_t>(out.ids.size()), words = rounding.words();
         out.centre.resize(size(keys.cols));
         detail::mean_of<MetricT>(keys, out.centre);

@@ -4,13 +4,13 @@
 #include <mnemo/core/concepts.hpp>
 #include <mnemo/core/error.hpp>
 #include <mnemo/core/executor.hpp>
+#include <mnemo/kernels/choose_format.hpp>
 #include <mnemo/kernels/filter.hpp>
 #include <mnemo/kernels/score.hpp>
 #include <mnemo/kernels/select.hpp>
 #include <mnemo/retrieve/score_candidates.hpp>
 
 #include <algorithm>
-#include <array>
 #include <memory>
 #include <utility>
 
@@ -118,40 +118,11 @@ template <MetricTag MetricT, class T> class ExactSearch {
         return ranks_.subspan((2 * size(thread) + which) * ranks_a_thread_, ranks_a_thread_);
     }
 
-    // Tries the formats on a sample of keys and a few queries: one that leaves too many candidates costs more than it
-    // saves. Only time depends on the choice.
     void choose_format() {
-        constexpr index_t most_queries = 8, candidates_a_k = 4;
-        format_ = FilterFormat::float32;
-        if (!Filter<MetricT>::has_integers()) {
-            plan_.filtered = queries_.rows >= SearchPlan::kLeastFloat;
-            return;
-        }
-        const index_t step = std::max<index_t>(keys_.rows / 2048, 1), rows = keys_.rows / step;
-        const MatrixView<const T> sample(keys_.data, rows, keys_.cols, keys_.stride * step);
+        constexpr index_t most_queries = 8;
         const index_t every = std::max<index_t>(queries_.rows / most_queries, 1);
         const Rows some(queries_.data, std::min(queries_.rows, most_queries), queries_.cols, queries_.stride * every);
-        std::array<Candidates, most_queries> c;
-        const std::size_t k = std::max<std::size_t>(candidates_.front().k / size(step), 1);
-        Filter<MetricT>& filter = filters_.front();
-        std::size_t least = 2 * candidates_a_k * k * size(some.rows); // as float32 would cost
-        for (const FilterFormat format : {FilterFormat::int8, FilterFormat::rotated_int8, FilterFormat::bfloat16}) {
-            if (format == FilterFormat::bfloat16 && simd_level() < SimdLevel::avx512_bf16) break;
-            for (index_t q = 0; q < some.rows; ++q) {
-                c[size(q)] = candidates_[size(q)];
-                c[size(q)].restart();
-                c[size(q)].k = k;
-            }
-            std::size_t found = 0;
-            const auto full = [&](index_t q) { found += std::exchange(c[size(q)].count, 0); };
-            if (!filter.use(some, format, centre_) || !filter.scan(sample, {}, 0, rows, c.data(), 1, full)) break;
-            for (index_t q = 0; q < some.rows; ++q) {
-                c[size(q)].raise(0);
-                found += c[size(q)].count;
-            }
-            if (found < least) least = found, format_ = format;
-            if (found <= candidates_a_k * k * size(some.rows)) break;
-        }
+        format_ = mnemo::choose_format<MetricT, T>(filters_.front(), some, keys_, centre_, candidates_);
         plan_.filtered = format_ != FilterFormat::float32 || queries_.rows >= SearchPlan::kLeastFloat;
     }
 

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <mnemo/core/concepts.hpp>
+#include <mnemo/kernels/choose_format.hpp>
 #include <mnemo/kernels/packed_keys.hpp>
 
+#include <optional>
 #include <utility>
 
 namespace mnemo {
@@ -15,9 +17,10 @@ template <KeyedStore StoreT, MetricTag MetricT> class Packed {
   public:
     using value_type = typename StoreT::value_type;
 
-    explicit Packed(StoreT store, FilterFormat format = FilterFormat::int8)
-        : store_(std::move(store)), packed_(store_.key_dim(), format) {
-        packed_.follow(store_.keys());
+    /// The format is chosen by the first keys, unless one is given.
+    explicit Packed(StoreT store, std::optional<FilterFormat> format = std::nullopt)
+        : store_(std::move(store)), packed_(store_.key_dim()), format_(format) {
+        follow();
     }
 
     index_t key_dim() const { return store_.key_dim(); }
@@ -33,7 +36,7 @@ template <KeyedStore StoreT, MetricTag MetricT> class Packed {
         requires WritableStoreFor<StoreT, Keys, Values>
     void append(const Keys& keys, const Values& values) {
         store_.append(keys, values);
-        packed_.follow(store_.keys());
+        follow();
     }
     void replace(index_t id, std::span<const float> key, const value_type& value)
         requires EditableStore<StoreT>
@@ -55,8 +58,15 @@ template <KeyedStore StoreT, MetricTag MetricT> class Packed {
     }
 
   private:
+    void follow() {
+        if (packed_.rows() == 0 && size() > 0)
+            packed_ = PackedKeys<MetricT>(key_dim(), format_ ? *format_ : packed_format_for<MetricT>(store_.keys()));
+        packed_.follow(store_.keys());
+    }
+
     StoreT store_;
     PackedKeys<MetricT> packed_;
+    std::optional<FilterFormat> format_;
 };
 
 } // namespace mnemo
