@@ -151,6 +151,7 @@ template <class MetricT> struct Comparison {
         });
         add_scan(FilterFormat::int8);
         add_scan(FilterFormat::bfloat16);
+        add("lists_nprobe32", width + 16, [=, *this] { return lists(Probe::first_pass, 32); });
         for (const auto& [name, probe] : {std::pair{"lists_first_pass", Probe::first_pass},
                                           {"lists_rescored", Probe::rescored},
                                           {"lists_exact", Probe::exact}})
@@ -185,12 +186,12 @@ template <class MetricT> struct Comparison {
     }
 
     // nprobe for the recall that was asked for, on the queries themselves.
-    std::function<Hits(Rows, Hits)> lists(Probe probe) const {
+    std::function<Hits(Rows, Hits)> lists(Probe probe, index_t nprobe = 0) const {
         static std::shared_ptr<const KeyLists> built; // one shape a run
         if (!built)
             built = std::make_shared<KeyLists>(ListsBuilder<MetricT>(store.keys(), {.lists = shape.lists}).build());
-        Lists<MetricT, Threads> retriever{built->view(), shape.k, 32, probe, {shape.threads}};
-        if (probe != Probe::exact)
+        Lists<MetricT, Threads> retriever{built->view(), shape.k, nprobe > 0 ? nprobe : 32, probe, {shape.threads}};
+        if (probe != Probe::exact && nprobe == 0)
             retriever.nprobe =
                 tune_nprobe(retriever, store, queries.slice(0, std::min<index_t>(queries.rows, 128)), shape.recall);
         return [=, *this](Rows rows, Hits spare) { return retriever.retrieve(store, rows, std::move(spare)); };

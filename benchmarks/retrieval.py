@@ -20,7 +20,6 @@ import tempfile
 import numpy
 
 EXACT = dict(k=1024, batch=512, metric="l2", threads=1)
-IVF = "ivf_flat,ivf_pq"
 # id, shape, our case, the peer's case ("linked" ones run in our program; None: a peak), least ratio to report as reached
 ROWS = [
     ("R1", dict(EXACT, n=100000, d=256), "packed", "faiss_flat", 3.3),
@@ -47,8 +46,12 @@ ROWS = [
     ("R10 int8", dict(EXACT, n=100000, d=1024), "packed", "gemm_bf16", 1.2),
     ("R10 bf16", dict(EXACT, n=100000, d=1024), "packed_bfloat16", "gemm_bf16", 0.8),
     ("R11", dict(EXACT, n=100000, d=256, threads=2), "packed", "one_thread", 1.85),
-    ("R13", dict(EXACT, n=100000, d=256), "lists_first_pass", "ivf_flat", 10),
-    ("R13", dict(EXACT, n=100000, d=1024), "lists_first_pass", "ivf_pq", 5),
+    ("R13", dict(EXACT, n=100000, d=256), "lists_nprobe32", "ivf_flat_32", 10),
+    ("R13", dict(EXACT, n=100000, d=256), "lists_nprobe32", "ivf_pq_32", 5),
+    ("R13", dict(EXACT, n=100000, d=1024), "lists_nprobe32", "ivf_flat_32", 10),
+    ("R13", dict(EXACT, n=100000, d=1024), "lists_nprobe32", "ivf_pq_32", 5),
+    ("R13 recall", dict(EXACT, n=100000, d=256), "lists_first_pass", "ivf_flat_128", 8),
+    ("R13 recall", dict(EXACT, n=100000, d=1024), "lists_first_pass", "ivf_flat_128", 8),
     ("R14", dict(EXACT, n=100000, d=8, batch=1024, vocab=32768), "tail_gold", "tail_gold", 15),
     ("R15 32768", dict(EXACT, n=100000, d=8, batch=256, vocab=32768), "tail_dense", "tail_dense", 25),
     ("R15 267744", dict(EXACT, n=100000, d=8, batch=64, vocab=267744), "tail_dense", "tail_dense", 50),
@@ -91,13 +94,14 @@ def better(found, name, case):
 
 def ours(program, shape, paths, cases, found, environment):
     command = [program, "--keys", paths[0], "--queries", paths[1], "--benchmark_format=json",
-               "--benchmark_min_time=0.2", f"--benchmark_filter=^({'|'.join(cases)})/"]
+               "--benchmark_min_time=0.01", "--benchmark_repetitions=5",
+               f"--benchmark_filter=^({'|'.join(cases)})/"]
     for name in ("k", "batch", "metric", "threads", "vocab"):
         if name in shape:
             command += ["--" + name, str(shape[name])]
     out = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
     for run in json.loads(out)["benchmarks"]:
-        if run.get("error_occurred"):
+        if run.get("error_occurred") or run.get("run_type") != "iteration":
             continue
         case = {"rate": run.get("items_per_second", 0.0), "recall": run.get("recall"),
                 "flops": run.get("flop/s"), "bytes": run.get("bytes/s"), "bytes_a_key": run.get("bytes_a_key"),
@@ -106,8 +110,8 @@ def ours(program, shape, paths, cases, found, environment):
 
 
 def theirs(python, script, shape, paths, cases, found, environment):
-    command = [python, script, "--keys", paths[0], "--queries", paths[1], "--n", str(shape["n"]), "--repeat", "1",
-               "--cases", ",".join(cases), "--nprobe", "32"]
+    command = [python, script, "--keys", paths[0], "--queries", paths[1], "--n", str(shape["n"]), "--repeat", "3",
+               "--cases", ",".join(cases), "--nprobe", "32,128"]
     if not any(c.startswith("tail") for c in cases):
         command += ["--d", str(shape["d"])]
     for name in ("k", "batch", "metric", "threads", "vocab"):
@@ -120,7 +124,8 @@ def theirs(python, script, shape, paths, cases, found, environment):
             continue
         peak = run["case"] in PEAKS
         rate = run.get("gflops", run.get("gbytes_s", 0)) * 1e9 if peak else shape["batch"] / run["seconds_min"]
-        better(found, run["case"], {"rate": rate, "recall": run.get("recall"), "bytes_a_key": run.get("bytes_per_key"),
+        nprobe = run["params"].get("nprobe")
+        better(found, run["case"] + (f"_{nprobe}" if nprobe else ""), {"rate": rate, "recall": run.get("recall"), "bytes_a_key": run.get("bytes_per_key"),
                                     "build_s": run.get("build_s"), "flops": rate if peak else None})
 
 
@@ -129,7 +134,7 @@ def measure(options, shape, wanted, folder):
     environment = dict(os.environ, **{v: str(shape["threads"]) for v in
                                       ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")})
     mine = sorted({row[2] for row in wanted} | {row[3] for row in wanted if "linked" in row[3]})
-    reference = sorted({"tail" if p.startswith("tail") else "machine" if p in PEAKS else p
+    reference = sorted({"tail" if p.startswith("tail") else "machine" if p in PEAKS else p.rsplit("_", 1)[0] if p.startswith("ivf") else p
                         for _, _, _, p, _ in wanted if "linked" not in p and p != "one_thread"})
     found, peers = {}, {}
     for _ in range(options.rounds):
