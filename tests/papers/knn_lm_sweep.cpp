@@ -2,6 +2,7 @@
 #include <catch.hpp>
 #include <mnemo/papers/knn_lm_explain.hpp>
 #include <mnemo/papers/knn_lm_sweep.hpp>
+#include <mnemo/text/bpe.hpp>
 
 #include <functional>
 #include <random>
