@@ -159,6 +159,9 @@ class Datastore {
     IdSet erased() const { return {erased_}; }
     bool is_erased(index_t id) const { return erased().contains(id); }
     index_t erased_count() const { return erased_count_; }
+    /// One word for these keys as they are: it changes with replacements, not with appended or erased entries. What a
+    /// packed copy names itself by (io/packed_file.hpp).
+    std::string keys_version() const { return text(manifest_.id, "-", replacements_); }
 
     const Manifest& manifest() const { return manifest_; }
     const Fingerprint& fingerprint() const { return manifest_.host; }
@@ -410,6 +413,7 @@ class Datastore {
             if ((erased_[id / 64] & bit) == 0) ++erased_count_;
             erased_[id / 64] |= bit;
         } else if (edit.kind == Edit::Kind::replace) {
+            ++replacements_;
             std::byte* key = key_map_.writable().data() + key_offset_ + id * edit.key.size();
             std::memcpy(key, edit.key.data(), edit.key.size());
             std::byte* value = value_map_.writable().data() + value_offset_;
@@ -448,7 +452,7 @@ class Datastore {
     std::size_t key_offset_ = 0, value_offset_ = 0;
     const std::byte *key_data_ = nullptr, *value_data_ = nullptr;
     std::vector<std::uint64_t> erased_; // a bit for each id, as far as needed
-    index_t erased_count_ = 0;
+    index_t erased_count_ = 0, replacements_ = 0;
     edit_log::Position log_;
     std::vector<std::byte> record_;
     bool edits_pending_ = false;

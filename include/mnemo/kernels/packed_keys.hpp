@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 namespace mnemo {
@@ -47,8 +48,18 @@ template <MetricTag MetricT> class PackedKeys {
     /// Bytes a key takes.
     double bytes_a_key() const { return static_cast<double>(4 * rounding_.words() + 12) + 12.0 / detail::kPanel; }
 
-    /// Packs the rows of `all` [n, d] that were not packed yet. The first call takes the centre from them: hand it a
-    /// fair sample of what will come.
+    /// Takes the centre from these keys, a fair sample of what will come. Before the first `follow`, which does it
+    /// otherwise.
+    void centre_on([[maybe_unused]] const KeyRows& sample) {
+#if MNEMO_X86
+        if (view().runs_here())
+            sample.visit([&]<class T>(MatrixView<const T> rows) {
+                detail::mean_of<MetricT>(rows, centre_);
+                centred_ = true;
+            });
+#endif
+    }
+    /// Packs the rows of `all` [n, d] that were not packed yet.
     void follow(const KeyRows& all) {
         expect_equal("PackedKeys: width of the keys", all.cols, d_);
         if (all.rows < rows_) fail("PackedKeys: expected at least ", rows_, " keys, got ", all.rows);
@@ -67,6 +78,7 @@ template <MetricTag MetricT> class PackedKeys {
             });
 #endif
     }
+    /// Forgets the keys; the centre stays.
     void clear() { rows_ = 0, words_.clear(), bias_.clear(), scale_.clear(), offset_.clear(), norms_.clear(); }
 
     PackedView view() const {
@@ -92,7 +104,7 @@ template <MetricTag MetricT> class PackedKeys {
 #if MNEMO_X86
     template <class T> void append(MatrixView<const T> keys) {
         if (keys.rows == 0) return;
-        if (rows_ == 0) detail::mean_of<MetricT>(keys, centre_);
+        if (!std::exchange(centred_, true)) detail::mean_of<MetricT>(keys, centre_);
         const index_t panels = (rows_ + keys.rows + detail::kPanel - 1) / detail::kPanel;
         words_.resize(size(panels * detail::kPanel * rounding_.words()));
         bias_.resize(size(panels * detail::kPanel), -std::numeric_limits<float>::infinity());
@@ -115,6 +127,7 @@ template <MetricTag MetricT> class PackedKeys {
 #endif
 
     index_t d_, rows_ = 0;
+    bool centred_ = false;
     detail::Rounding<MetricT> rounding_;
     std::vector<float> centre_, bias_, scale_, scratch_;
     HugeVector<std::uint32_t> words_;

@@ -3,6 +3,7 @@
 
 #include <mnemo/core/concepts.hpp>
 #include <mnemo/core/error.hpp>
+#include <mnemo/kernels/packed_keys.hpp>
 
 #include <algorithm>
 #include <span>
@@ -69,5 +70,28 @@ template <AssociativeStore S> class WithValues {
 
 static_assert(KeyedStore<FirstEntries<archetype::Store>> && !MarksErased<FirstEntries<archetype::Store>>);
 static_assert(KeyedStore<WithValues<archetype::Store>>);
+
+/// A store with a packed copy of its keys that lies elsewhere, in a mapped file say: exact search reads that first. It
+/// may hold fewer entries than the store, but none that was replaced since it was made.
+template <KeyedStore S> class WithPacked {
+  public:
+    using value_type = typename S::value_type;
+
+    WithPacked(const S& store, const PackedView& packed) : store_(&store), packed_(packed) {
+        expect_equal("WithPacked: width of the packed keys", packed.d, store.key_dim());
+        if (packed.rows > store.size())
+            fail("WithPacked: expected up to ", store.size(), " packed keys, got ", packed.rows);
+    }
+    index_t key_dim() const { return store_->key_dim(); }
+    index_t size() const { return store_->size(); }
+    value_type value(index_t id) const { return store_->value(id); }
+    decltype(auto) keys() const { return store_->keys(); }
+    IdSet erased() const { return erased_ids(*store_); }
+    const PackedView& packed() const { return packed_; }
+
+  private:
+    const S* store_;
+    PackedView packed_;
+};
 
 } // namespace mnemo
