@@ -30,6 +30,17 @@ template <class ModelT> at::Tensor output_matrix(const ModelT& model) {
     }
 }
 
+/// rows [n, width] times the output matrix [vocab, width], in one pass over it, into out [n, vocab].
+inline void multiply_head(const at::Tensor& output, Rows rows, MutRows out) {
+    constexpr index_t kFewRows = 8; // a matrix product is no faster below
+    const c10::InferenceMode inference;
+    if (rows.rows <= kFewRows) return head_logits(rows, as_rows(output), out);
+    const at::Tensor in =
+        at::from_blob(const_cast<float*>(rows.data), {rows.rows, rows.cols}, {rows.stride, 1}, at::kFloat); // only read
+    at::Tensor to = at::from_blob(out.data, {out.rows, out.cols}, {out.stride, 1}, at::kFloat);
+    at::mm_out(to, in, output.t());
+}
+
 /// Which of a model's norms stands before the output matrix of an exported head.
 enum class ExportedNorm {
     before_last_feed_forward, // what agwaBom/PEMA exports: not the norm that makes the model's own logits
@@ -116,19 +127,9 @@ template <class ModelT = TransformerLm> class BatchHost {
         states_ = plain(states(ids, texts.padding, {tap_}, nullptr)[0].flatten(0, 1));
         return as_rows(states_);
     }
-    /// [n, width] times the output matrix, in one pass over it, into [n, vocab].
-    void logits(Rows rows, MutRows out) const {
-        const c10::InferenceMode inference;
-        if (rows.rows <= kFewRows) return head_logits(rows, as_rows(output_), out);
-        const at::Tensor in =
-            at::from_blob(const_cast<float*>(rows.data), {rows.rows, rows.cols}, {rows.stride, 1}, at::kFloat);
-        at::Tensor to = at::from_blob(out.data, {out.rows, out.cols}, {out.stride, 1}, at::kFloat);
-        at::mm_out(to, in, output_.t());
-    }
+    void logits(Rows rows, MutRows out) const { multiply_head(output_, rows, out); }
 
   private:
-    static constexpr index_t kFewRows = 8; // a matrix product is no faster below
-
     Tap last_tap() const {
         if constexpr (requires { model_->options().layers(); })
             return {Tap::hidden, model_->options().layers()};

@@ -69,11 +69,23 @@ struct FrozenHead {
     }
 };
 
+/// Memory of head_loss that is kept from call to call.
+struct HeadLossBuffers {
+    at::Tensor logits;           // Float [rows_at_a_time, vocab]
+    at::Tensor half, half_state; // BFloat16, the same and [rows_at_a_time, d]
+    /// The first rows of a buffer [at least rows, cols].
+    static at::Tensor room(at::Tensor& t, std::int64_t rows, std::int64_t cols, at::ScalarType type) {
+        if (!t.defined() || t.size(0) < rows || t.size(1) != cols) t = at::empty({rows, cols}, type);
+        return t.narrow(0, 0, rows);
+    }
+};
+
 /// Sum of -log softmax(h output^T)[target] over the rows of h [n, d], after the head's norm; and, if `gradient` [n, d]
 /// is defined, `scale` times its derivative by h into that. Logits exist for `rows_at_a_time` rows: each piece is
 /// computed, turned into its gradient in place and multiplied with the matrix again. The matrix gets no gradient.
 inline double head_loss(const FrozenHead& head, const at::Tensor& h, std::span<const std::int32_t> targets,
-                        const at::Tensor& gradient = {}, double scale = 1, std::int64_t rows_at_a_time = 128) {
+                        const at::Tensor& gradient = {}, double scale = 1, std::int64_t rows_at_a_time = 256,
+                        HeadLossBuffers* buffers = nullptr) {
     const at::NoGradGuard no_grad;
     const std::int64_t n = h.size(0), vocab = head.vocab_size();
     expect_equal<index_t>("head loss: targets", static_cast<index_t>(targets.size()), n);
@@ -83,17 +95,21 @@ inline double head_loss(const FrozenHead& head, const at::Tensor& h, std::span<c
     const bool half = head.output_half.defined();
     const at::Tensor& w = half ? head.output_half : head.output;
     const std::int64_t step = std::min(n, std::max<std::int64_t>(rows_at_a_time, 1));
-    const at::Tensor buffer = at::empty({step, vocab}, head.output.options());
+    HeadLossBuffers own;
+    HeadLossBuffers& kept = buffers != nullptr ? *buffers : own;
     double loss = 0;
     std::vector<float> scales(static_cast<std::size_t>(step));
     for (std::int64_t first = 0; first < n; first += step) {
         const std::int64_t rows = std::min(step, n - first);
         const at::Tensor in = h.narrow(0, first, rows);
-        at::Tensor logits = buffer.narrow(0, 0, rows);
-        if (half)
-            logits.copy_(at::mm(in.to(at::kBFloat16), w.t()));
-        else
+        at::Tensor logits = HeadLossBuffers::room(kept.logits, rows, vocab, at::kFloat), small;
+        if (half) {
+            small = HeadLossBuffers::room(kept.half, rows, vocab, at::kBFloat16);
+            at::mm_out(small, in.to(at::kBFloat16), w.t());
+            logits.copy_(small);
+        } else {
             at::mm_out(logits, in, w.t());
+        }
         const MutRows view = as_mut_rows(logits);
         for (std::int64_t i = 0; i < rows; ++i) {
             const std::span<float> row = view[i];
@@ -109,11 +125,15 @@ inline double head_loss(const FrozenHead& head, const at::Tensor& h, std::span<c
         }
         if (!gradient.defined()) continue;
         at::Tensor out = gradient.narrow(0, first, rows);
-        const at::Tensor by = at::from_blob(scales.data(), {rows, 1}, at::kFloat);
-        if (half)
-            out.copy_(at::mm((logits * by).to(at::kBFloat16), w));
-        else
-            at::mm_out(out, logits, w), out.mul_(by);
+        if (half) {
+            small.copy_(logits);
+            at::Tensor state = HeadLossBuffers::room(kept.half_state, rows, head.dim(), at::kBFloat16);
+            at::mm_out(state, small, w);
+            out.copy_(state);
+        } else {
+            at::mm_out(out, logits, w);
+        }
+        out.mul_(at::from_blob(scales.data(), {rows, 1}, at::kFloat));
     }
     return loss;
 }
@@ -137,7 +157,7 @@ struct HeadLossFunction : torch::autograd::Function<HeadLossFunction> {
 
 /// Mean cross-entropy of y [n, d] under the head, norm included, with the gradient by y alone.
 inline at::Tensor head_cross_entropy(const FrozenHead& head, const at::Tensor& y, std::span<const std::int32_t> targets,
-                                     std::int64_t rows_at_a_time = 128) {
+                                     std::int64_t rows_at_a_time = 256) {
     head.check(y.size(1));
     if (y.size(0) == 0) fail("head loss: expected at least one row");
     return detail::HeadLossFunction::apply(head.norm(y).contiguous(), head, targets, rows_at_a_time);

@@ -87,7 +87,7 @@ static_assert(ParametricStoreFor<PemaAdapterImpl, Rows> && ParametricStoreFor<Pe
 struct ReconstructPredict {
     FrozenHead head;
     double kappa = pema_knobs::kappa;
-    std::int64_t rows_at_a_time = 128;
+    std::int64_t rows_at_a_time = 256;
 
     template <class Base, class RecallT, class C>
         requires requires(const Base& b) { std::span<const std::int32_t>(b.targets); }

@@ -38,7 +38,7 @@ struct PemaTrainOptions {
     /// The reference leaves the module in evaluation mode after a validation until the next epoch begins: no dropout.
     bool no_dropout_after_validation = false;
     std::uint64_t seed = 1;            // of the dropout
-    std::int64_t rows_at_a_time = 128; // of a batch whose logits exist
+    std::int64_t rows_at_a_time = 256; // of a batch whose logits exist
 };
 
 /// The file name of a checkpoint as the reference has it, without ".pt": the loss is rounded to three places.
@@ -175,9 +175,9 @@ class PemaGradients {
         if (normed)
             std::tie(h, mean, rstd) =
                 at::native_layer_norm(y, shape, head_->norm_weight, head_->norm_bias, head_->epsilon);
-        if (!train) return head_loss(*head_, h, targets, {}, 1, o.rows_at_a_time);
+        if (!train) return head_loss(*head_, h, targets, {}, 1, o.rows_at_a_time, &buffers_);
         at::Tensor& by_h = room(4, c.size(0), c.size(1));
-        const double loss = head_loss(*head_, h, targets, by_h, weight * s / n, o.rows_at_a_time);
+        const double loss = head_loss(*head_, h, targets, by_h, weight * s / n, o.rows_at_a_time, &buffers_);
         at::Tensor by_y = by_h;
         if (normed)
             by_y = std::get<0>(at::native_layer_norm_backward(by_h, y, shape, mean, rstd, head_->norm_weight,
@@ -212,6 +212,7 @@ class PemaGradients {
     PemaAdapter adapter_;
     const FrozenHead* head_;
     std::array<at::Tensor, 5> rooms_, views_;
+    HeadLossBuffers buffers_;
     std::array<std::int64_t, 1> widths_{};
 
   public:
