@@ -2,6 +2,7 @@
 #pragma once
 
 #include <mnemo/core/concepts.hpp>
+#include <mnemo/core/error.hpp>
 #include <mnemo/core/recall.hpp>
 #include <mnemo/kernels/log_sum_exp.hpp>
 

@@ -63,6 +63,8 @@ class LlamaTokenizer {
         if (at != contents.size())
             fail(source, ": expected ", vocab_size, " tokens in ", at, " bytes, got ", contents.size(),
                  " bytes: it belongs to another model");
+        if (t.vocab_size() <= eos)
+            fail(source, ": expected `<unk>`, `<s>`, `</s>` and more tokens, got a vocabulary of ", t.vocab_size());
         return t;
     }
 
