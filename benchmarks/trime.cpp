@@ -73,10 +73,10 @@ void measure(benchmark::State& state, const std::string& label, std::int64_t ite
 }
 
 void train(benchmark::State& state, const std::string& label, Kind kind, std::int64_t segments, std::int64_t length,
-           std::int64_t dim, std::int64_t vocab, bool plain) {
+           std::int64_t dim, std::int64_t vocab, const TrimeOptions& options) {
     at::set_num_threads(1);
     const Case problem(kind, segments, length, dim, vocab);
-    measure(state, label, segments * length, [&] { problem.step({.plain = plain}); });
+    measure(state, label, segments * length, [&] { problem.step(options); });
 }
 
 // What a search found, as it is handed on: random entries with falling scores.
@@ -118,9 +118,12 @@ void score(benchmark::State& state, const std::string& label, mnemo::index_t mem
 
 void add(const std::string& name, Kind kind, std::int64_t segments, std::int64_t length, std::int64_t dim,
          std::int64_t vocab) {
-    for (const bool plain : {false, true}) {
-        const std::string full = "trime." + name + (plain ? "/plain" : "");
-        benchmark::RegisterBenchmark(full.c_str(), train, full, kind, segments, length, dim, vocab, plain)
+    TrimeOptions plain, rounded;
+    plain.plain = true, rounded.tiles.bfloat16 = true;
+    const std::pair<const char*, TrimeOptions> variants[] = {{"", {}}, {"/bfloat16", rounded}, {"/plain", plain}};
+    for (const auto& [variant, options] : variants) {
+        const std::string full = "trime." + name + variant;
+        benchmark::RegisterBenchmark(full.c_str(), train, full, kind, segments, length, dim, vocab, options)
             ->Unit(benchmark::kMillisecond)
             ->UseRealTime();
     }

@@ -42,6 +42,7 @@ struct TrimeOptions {
     bool cross_entropy = false; // warm-up: no memory, keys get no gradient
     double temperature = 1;     // of the memory's scores
     bool plain = false;         // whole matrices in place of tiles
+    FusedTiles tiles{};
     // The reference's defects, for its numbers.
     bool pads_are_tokens = false;   // padding is remembered and costs what that takes from it; without lengths, plain
     bool bands_skip_pad_id = false; // the target of id `pad` within a band is free: its probability is overstated
@@ -127,7 +128,7 @@ inline TrimeLoss trime_result(TrimeRows& rows, const TrimeOptions& options) {
     }
     out.inputs = rows.in;
     if (!options.needs_plain() && !rows.in.logits.defined() && rows.in.scoring.metric == Metric::inner_product) {
-        const FusedLoss fused = fused_joint_loss(rows.in);
+        const FusedLoss fused = fused_joint_loss(rows.in, options.tiles);
         out.loss = fused.loss, out.token_loss = fused.token_loss;
         return out;
     }
