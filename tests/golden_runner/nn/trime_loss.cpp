@@ -232,6 +232,14 @@ void whole_model(const Fixture& fixture, Check& check) {
     }
 }
 
+struct TargetTokens {
+    using value_type = std::int32_t;
+    std::vector<std::int32_t> values;
+    index_t key_dim() const { return 1; }
+    index_t size() const { return static_cast<index_t>(values.size()); }
+    std::int32_t value(index_t id) const { return values[static_cast<std::size_t>(id)]; }
+};
+
 // One step of decoding: the retrieved tokens' distribution mixed in by their own weight against the vocabulary's.
 void translation_step(const Fixture& fixture, Check& check) {
     const at::NoGradGuard no_grad;
@@ -257,6 +265,24 @@ void translation_step(const Fixture& fixture, Check& check) {
     close("out.prob_sum", step.probabilities.sum(1));
     check.that("out.prob_sum", at::allclose(right.probabilities.sum(1), at::ones({logits.size(0)})),
                "a distribution without the reference's defect");
+    if (decoding.lambda) return;
+
+    // The same by policies: raw logits and hits become the joint softmax.
+    const TargetTokens store{fixture.tokens("in.dstore_vals")};
+    mnemo::Hits hits;
+    for (std::int64_t i = 0; i < scores.size(0); ++i) {
+        for (std::int64_t j = 0; j < scores.size(1); ++j)
+            hits.push(ids[i][j].item<std::int64_t>(), scores[i][j].item<float>());
+        hits.end_row();
+    }
+    const at::Tensor joint = logits.clone();
+    mnemo::Logits base{as_mut_rows(joint)};
+    mnemo::Arena scratch;
+    const mnemo::Rows queries;
+    mnemo::JointSoftmax{.scale = static_cast<float>(1 / decoding.temperature)}.combine(
+        base, mnemo::Reading{queries, hits, store, scratch});
+    check.that("out.prob_sum", at::allclose(at::softmax(joint, 1), right.probabilities, 1e-4, 1e-6),
+               "the joint softmax of the policies");
 }
 
 } // namespace
