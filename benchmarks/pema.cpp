@@ -38,7 +38,7 @@ TokenStore<float> random_memory(index_t rows, index_t d) {
     return store;
 }
 nn::FrozenHead random_head(index_t d) {
-    return {at::randn({kVocab, d}) / 45, at::ones({d}), at::zeros({d}), 1e-5, "random"};
+    return {at::empty({kVocab, d}).normal_().div_(45), at::ones({d}), at::zeros({d}), 1e-5, "random"};
 }
 nn::PemaAdapter random_adapter(index_t d) {
     nn::PemaAdapter adapter(nn::PemaAdapterOptions().dim(d).rank(kRank));
