@@ -25,7 +25,7 @@ template <int M, class T> void head_rows(Rows states, index_t first, MatrixView<
 
 /// logits [rows, vocab] = states [rows, d] output^T, in one pass over the output matrix [vocab, d] whatever the number
 /// of rows: a piece of it is multiplied with all of them while it is in the cache. At few rows the time is that of
-/// reading the matrix, and a second row is nearly free. The same bits as score_rows<InnerProduct>.
+/// reading the matrix, and a second row costs less than reading it again. The same bits as score_rows<InnerProduct>.
 inline void head_logits(Rows states, const KeyRows& output, MutRows logits) {
     assert(states.cols == output.cols && logits.rows == states.rows && logits.cols == output.rows);
     constexpr index_t kPiece = 128 << 10; // bytes; half of a second-level cache
