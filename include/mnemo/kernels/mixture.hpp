@@ -43,9 +43,9 @@ inline BestToken best_of_mixture(std::span<const float> a, std::span<const float
     constexpr std::size_t kPiece = 64;
     for (std::size_t first = 0; first < a.size(); first += kPiece) {
         const std::size_t end = std::min(first + kPiece, a.size());
-        bool any = false;
-        for (std::size_t v = first; v < end; ++v) any |= (a[v] >= bound_a) | (b[v] >= bound_b);
-        if (!any) continue;
+        int any = 0; // without branches, so that it is done by vectors;
+        for (std::size_t v = first; v < end; ++v) any |= int{a[v] >= bound_a} | int{b[v] >= bound_b};
+        if (any == 0) continue;
         for (std::size_t v = first; v < end; ++v) {
             if (a[v] < bound_a && b[v] < bound_b) continue;
             const float log_p = mixed(v);
