@@ -43,7 +43,7 @@ inline BestToken best_of_mixture(std::span<const float> a, std::span<const float
     constexpr std::size_t kPiece = 64;
     for (std::size_t first = 0; first < a.size(); first += kPiece) {
         const std::size_t end = std::min(first + kPiece, a.size());
-        int any = 0; // without branches, so that it is done by vectors;
+        int any = 0; // without branches, so that it is done by vectors
         for (std::size_t v = first; v < end; ++v) any |= int{a[v] >= bound_a} | int{b[v] >= bound_b};
         if (any == 0) continue;
         for (std::size_t v = first; v < end; ++v) {

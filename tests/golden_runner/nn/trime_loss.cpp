@@ -76,7 +76,7 @@ void lm_loss(const Fixture& fixture, Check& check, bool fused) {
             mnemo::fail("criterion: `", criterion, "` is not known");
         result.loss.backward();
 
-        const auto close = [&](const std::string& name, const at::Tensor& got) {
+        const auto close = [&, &suffix = suffix](const std::string& name, const at::Tensor& got) {
             check.close(name + suffix, floats_of(got), tolerance);
         };
         close("out.loss", result.loss);
@@ -147,11 +147,11 @@ void translation_loss(const Fixture& fixture, Check& check) {
         const auto& [suffix, batch, logits] = ranks[r];
         const TrimeLoss result = trime_mt_loss(batch, {}, options, mt, gathered(ranks, r, true, pad));
         result.loss.backward();
-        const auto close = [&](const std::string& name, const at::Tensor& got) {
+        const auto close = [&, &suffix = suffix](const std::string& name, const at::Tensor& got) {
             check.close(name + suffix, floats_of(got), tolerance);
         };
         const at::Tensor real = batch.targets.ne(pad);
-        const auto close_real = [&](const std::string& name, const at::Tensor& got) {
+        const auto close_real = [&, &suffix = suffix](const std::string& name, const at::Tensor& got) {
             close_or_nothing(fixture, check, name + suffix, got, tolerance, real);
         };
         close("out.loss", result.loss);
