@@ -107,7 +107,7 @@ bool start(const char* what, int world, bool through_store, void (*child_work)(c
                 ::setenv("MASTER_ADDR", "127.0.0.1", 1);
                 ::setenv("MASTER_PORT", port.c_str(), 1);
                 RanksOptions options = RanksOptions::from_environment();
-                options.timeout = std::chrono::seconds(5);
+                options.timeout = std::chrono::seconds(10);
                 options.through_store = through_store;
                 child_work(options);
                 std::fflush(nullptr);

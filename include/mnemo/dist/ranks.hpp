@@ -19,6 +19,7 @@
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #endif
 
+#include <algorithm>
 #include <charconv>
 #include <chrono>
 #include <cstdlib>
@@ -103,7 +104,20 @@ class Ranks {
         use(std::move(group));
     }
     Ranks(Ranks&&) = default;
-    Ranks& operator=(Ranks&&) = default;
+    Ranks& operator=(Ranks&&) = delete;
+    /// The rank that runs the store stays until the others have read what they were gathering, 30 seconds at most.
+    ~Ranks() {
+        if (!store_ || broken_) return;
+        try {
+            const auto name = [](int r) { return "mnemo/left/" + std::to_string(r); };
+            if (rank() != 0) store_->set(name(rank()), std::vector<std::uint8_t>{1});
+            if (rank() != 0 || options_.store_runs_elsewhere) return;
+            std::vector<std::string> others;
+            for (int r = 1; r < size(); ++r) others.push_back(name(r));
+            store_->wait(others, std::min<std::chrono::milliseconds>(options_.timeout, std::chrono::seconds(30)));
+        } catch (const std::exception&) { // somebody is gone: nobody is left to wait for
+        }
+    }
 
     int rank() const { return options_.rank; }
     int size() const { return options_.world; }
@@ -188,10 +202,11 @@ class Ranks {
         for (std::int64_t i = 1; i < rows.dim(); ++i) n *= rows.size(i);
         return n;
     }
-    void guarded(const char* what, auto&& work) const {
+    void guarded(const char* what, auto&& work) {
         try {
             work();
         } catch (const std::exception& e) {
+            broken_ = true;
             fail("ranks: ", what, ", rank ", rank(), " of ", size(), ": ", std::string_view(e.what()).substr(0, 500));
         }
     }
@@ -200,6 +215,7 @@ class Ranks {
     c10::intrusive_ptr<c10d::Store> store_;
     std::function<void(std::vector<at::Tensor>&, const at::Tensor&)> all_gather_;
     std::int64_t calls_ = 0;
+    bool broken_ = false;
 };
 
 /// Keys and targets of all ranks, without padding, as the losses want them.
