@@ -73,6 +73,7 @@
 #include <mnemo/text/hash.hpp>
 #include <mnemo/text/llama_tokenizer.hpp>
 #include <mnemo/text/merge_pairs.hpp>
+#include <mnemo/text/passages.hpp>
 #include <mnemo/text/remaining.hpp>
 #include <mnemo/text/shards.hpp>
 #include <mnemo/text/special_tokens.hpp>
