@@ -41,6 +41,7 @@
 #include <mnemo/papers/knn_lm_explain.hpp>
 #include <mnemo/papers/knn_lm_sample.hpp>
 #include <mnemo/papers/knn_lm_sweep.hpp>
+#include <mnemo/papers/long_mem.hpp>
 #include <mnemo/papers/pema.hpp>
 #include <mnemo/papers/trime.hpp>
 #include <mnemo/retrieve/any.hpp>
