@@ -5,6 +5,7 @@
 
 #include <limits>
 #include <numeric>
+#include <set>
 
 namespace {
 
@@ -278,4 +279,65 @@ GOLDEN("longmem.icl") {
     }
     check.close("out.next_logits", logits, kModel);
     check.equal("out.pred", best);
+}
+
+GOLDEN("longmem.frozen") {
+    const auto names = [&](const std::string& field) {
+        const auto list = nlohmann::json::parse(fixture.text(field)).get<std::vector<std::string>>();
+        return std::set<std::string>(list.begin(), list.end());
+    };
+    nn::LongMem model = model_in(fixture, 1);
+    const std::string of_backbone = "pretrained_model.decoder.model.";
+    std::set<std::string> trainable, frozen = {"embed_tokens.weight"};
+    for (const auto& [name, parameter] : model.side()->weights())
+        if (parameter.requires_grad()) trainable.insert(name);
+    for (const auto& [name, parameter] : model.backbone()->weights())
+        if (!parameter.requires_grad()) frozen.insert(of_backbone + nn::long_mem_backbone_name(name));
+    const auto same = [&](const std::string& what, std::set<std::string> got, std::set<std::string> expected) {
+        // The output matrix and the embedding are listed under a second name in some versions.
+        for (auto* set : {&got, &expected}) set->erase("output_projection.weight"), set->erase("embed_tokens.weight");
+        if (got != expected)
+            check.failed(text(what, ": expected ", expected.size(), " names, got ", got.size(), ", or others"));
+    };
+    same("trainable", trainable, names("trainable"));
+    same("frozen", frozen, names("frozen"));
+    std::set<std::string> all = trainable;
+    all.insert(frozen.begin(), frozen.end()), all.insert("version");
+    auto stated = names("state_dict_keys");
+    stated.insert("version");
+    same("state_dict_keys", all, stated);
+
+    // The start: copied from the backbone, unless it was drawn.
+    const auto start = nlohmann::json::parse(fixture.text("init_from"));
+    const nn::SideNetwork copied = nn::side_network_from(model.backbone(), fixture.integer("layer_reduction_factor"),
+                                                         fixture.integer("retrieval_layer_index"), true);
+    for (const auto& [name, weight] : copied->weights()) {
+        const at::Tensor expected = tensor_in(fixture, "w.side." + name);
+        const std::string from = start.at(name);
+        if (from == "zeros" ? expected.ne(0).any().item<bool>()
+                            : fixture.integer("reload_ptm_layer") != 0 && !at::equal(weight.detach(), expected))
+            check.failed(text(name, ": expected what comes from ", from));
+    }
+
+    const at::Tensor tokens = ids_in(fixture, "in.tokens");
+    const char* states[] = {"empty", "filled"};
+    if (tokens.size(0) != 2) fail("in.tokens: expected 2 segments, got ", tokens.size(0));
+    for (index_t s = 0; s < 2; ++s) {
+        for (const auto& [name, parameter] : model.side()->weights()) parameter.mutable_grad() = at::Tensor();
+        const at::Tensor hidden = model.forward(tokens[s]);
+        const at::Tensor loss = -model.log_prob_target(hidden, tokens[s]).sum();
+        loss.backward();
+        check.close(text("out.loss_sum.", states[s]), values_of(loss.reshape({-1})), kModel);
+        std::set<std::string> with_gradient;
+        for (const auto& [name, parameter] : model.side()->weights()) {
+            if (!parameter.grad().defined()) continue;
+            with_gradient.insert(name);
+            check.close(text("out.grad_norm.", states[s], ".", name), values_of(parameter.grad().norm().reshape({-1})),
+                        kModel);
+        }
+        same(text("grad_when_", states[s]), with_gradient, names(text("grad_when_", states[s])));
+        for (const at::Tensor& parameter : model.backbone()->parameters())
+            if (parameter.grad().defined()) check.failed("a frozen parameter has a gradient");
+        model.remember();
+    }
 }
