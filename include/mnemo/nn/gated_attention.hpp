@@ -10,6 +10,7 @@
 #include <ATen/core/ivalue.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <cmath>
 #include <utility>
 #include <vector>
 
