@@ -41,6 +41,7 @@
 #include <mnemo/papers/pema.hpp>
 #include <mnemo/papers/trime.hpp>
 #include <mnemo/retrieve/any.hpp>
+#include <mnemo/retrieve/attribution.hpp>
 #include <mnemo/retrieve/both.hpp>
 #include <mnemo/retrieve/build_lists.hpp>
 #include <mnemo/retrieve/dense.hpp>
@@ -52,7 +53,9 @@
 #include <mnemo/retrieve/recite.hpp>
 #include <mnemo/retrieve/rescore.hpp>
 #include <mnemo/retrieve/score_candidates.hpp>
+#include <mnemo/retrieve/segments.hpp>
 #include <mnemo/store/both.hpp>
+#include <mnemo/store/knowledge.hpp>
 #include <mnemo/store/low_rank.hpp>
 #include <mnemo/store/packed.hpp>
 #include <mnemo/store/ring.hpp>
