@@ -15,7 +15,7 @@ namespace mnemo {
 template <class S>
 concept SegmentedStore = AssociativeStore<S> && requires(const S& s, std::size_t i) {
     { s.segments().size() } -> std::convertible_to<std::size_t>;
-    { s.segments()[i] } -> AssociativeStore;
+    requires AssociativeStore<std::remove_cvref_t<decltype(s.segments()[i])>>;
     { s.first_row(i) } -> std::convertible_to<index_t>;
 };
 

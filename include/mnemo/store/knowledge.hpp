@@ -228,8 +228,8 @@ class KnowledgeStore {
         publish(std::move(next));
     }
 
-    /// Everything that `fresh` holds takes the place of what is here, at once; ids are those of `fresh`, which is empty
-    /// of use afterwards and must have the same widths. Building it beforehand costs readers nothing.
+    /// Everything that `fresh` holds takes the place of what is here, at once; ids are those of `fresh`, which is left
+    /// empty and must have the same widths. Building it beforehand costs readers nothing.
     void swap_base(KnowledgeStore&& fresh) {
         if (&fresh == this) fail("KnowledgeStore::swap_base: expected another store");
         expect_equal("KnowledgeStore::swap_base: key width", fresh.key_dim_, key_dim_);
@@ -315,8 +315,10 @@ class KnowledgeStore {
     // Makes the last segment one that `n` rows can be put into; returns the row of the first. Each new segment is as
     // large as all before it, so that there are few of them and no row is ever copied.
     index_t room_for(KnowledgeSnapshot& next, index_t n) {
-        const index_t used = tail_ == nullptr || next.segments_.empty() ? 0 : next.segments_.back().size();
-        if (tail_ != nullptr && !next.segments_.empty() && tail_->capacity - used >= n) return next.size();
+        if (tail_ != nullptr && !next.segments_.empty()) {
+            const KnowledgeSegment& last = next.segments_.back();
+            if (last.rows_.owner == tail_ && tail_->capacity - last.size() >= n) return next.size();
+        }
         auto tail =
             std::make_shared<Tail>(std::max({n, kLeastCapacity, next.size()}), key_dim_, value_dim_, document_length_);
         KnowledgeSegment segment;
