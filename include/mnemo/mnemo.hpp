@@ -67,9 +67,11 @@
 #include <mnemo/text/bpe.hpp>
 #include <mnemo/text/clean_generated.hpp>
 #include <mnemo/text/corpus.hpp>
+#include <mnemo/text/document_rows.hpp>
 #include <mnemo/text/excerpts.hpp>
 #include <mnemo/text/hash.hpp>
 #include <mnemo/text/llama_tokenizer.hpp>
+#include <mnemo/text/masked_pairs.hpp>
 #include <mnemo/text/merge_pairs.hpp>
 #include <mnemo/text/remaining.hpp>
 #include <mnemo/text/shards.hpp>
