@@ -3,6 +3,7 @@
 
 #include <mnemo/core/concepts.hpp>
 #include <mnemo/core/error.hpp>
+#include <mnemo/core/knowledge_rows.hpp>
 #include <mnemo/kernels/convert.hpp>
 #include <mnemo/kernels/huge_pages.hpp>
 
@@ -14,14 +15,6 @@
 #include <vector>
 
 namespace mnemo {
-
-/// Entries that lie in somebody else's memory (a mapped file), and what keeps that memory alive.
-struct KnowledgeRows {
-    MatrixView<const half> keys;               // [n, key_dim]
-    MatrixView<const half> values;             // [n, value_dim]
-    MatrixView<const std::uint16_t> documents; // [n, length] token ids, 0 behind the last; no columns: not kept
-    std::shared_ptr<const void> owner;
-};
 
 /// A part of the entries whose rows are contiguous: a KeyedStore for any Retriever. Rows count from 0.
 class KnowledgeSegment {

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <mnemo/core/knowledge_rows.hpp>
+#include <mnemo/io/npy.hpp>
+#include <mnemo/text/document_rows.hpp>
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace mnemo {
+
+// The files of an encoded knowledge base, row i of each being entry i:
+//     keys.npy                  float16 [n, key_dim]
+//     values.npy                float16 [n, value_dim]
+//     tokenized_documents.npy   any integers [n, length], 0 behind the last token of each
+
+/// `keys` and `values`, mapped: nothing is read before it is used. With `check_finite` both are read once, and a number
+/// that is not finite is an error that names its row. Throws Error for other types, shapes and layouts.
+inline KnowledgeRows open_knowledge(const std::string& keys, const std::string& values, bool check_finite = false) {
+    struct Files {
+        Npy keys, values;
+    };
+    auto files = std::make_shared<Files>(Files{Npy::open(keys), Npy::open(values)});
+    KnowledgeRows rows;
+    rows.keys = files->keys.matrix<half>();
+    rows.values = files->values.matrix<half>();
+    if (rows.values.rows != rows.keys.rows)
+        fail(values, ": expected ", rows.keys.rows, " rows as in ", keys, ", got ", rows.values.rows);
+    if (check_finite)
+        for (const auto& [view, path] : {std::pair(rows.keys, keys), std::pair(rows.values, values)})
+            for (index_t i = 0; i < view.rows; ++i)
+                for (const half x : view[i])
+                    if ((x.bits & 0x7c00u) == 0x7c00u) fail(path, ": row ", i, ": expected finite numbers");
+    rows.owner = std::move(files);
+    return rows;
+}
+
+/// Documents from a file of any integer type. Throws Error for ids outside [0, 65535] and for a token behind padding.
+inline DocumentRows read_documents(const std::string& path) {
+    const Npy file = Npy::open(path);
+    if (file.shape().size() != 2)
+        fail(path, ": expected integers [n, length], got ", name(file.type()), " ", shape_text(file.shape()));
+    DocumentRows out;
+    out.length = file.shape()[1];
+    out.tokens = file.values<std::uint16_t>();
+    for (index_t i = 0; i < out.rows(); ++i) {
+        const auto row = out.view()[i];
+        const auto end = std::find(row.begin(), row.end(), std::uint16_t{0});
+        if (std::any_of(end, row.end(), [](std::uint16_t id) { return id != 0; }))
+            fail(path, ": row ", i, ": expected zeros behind the first zero");
+    }
+    return out;
+}
+/// Written as int64, as NumPy does with lists of ids.
+inline void write_documents(const std::string& path, const DocumentRows& documents) {
+    NpyWriter<std::int64_t> writer(path, {documents.length});
+    std::vector<std::int64_t> row;
+    for (index_t i = 0; i < documents.rows(); ++i) {
+        const auto from = documents.view()[i];
+        row.assign(from.begin(), from.end());
+        writer.append(row);
+    }
+    writer.finish();
+}
+
+/// Writes the entries that a snapshot (store/knowledge.hpp) can find, in the order of their ids, and their documents
+/// where it keeps them. Each file appears complete under its name. Returns the number of entries.
+inline index_t write_knowledge(const std::string& folder, const auto& snapshot) {
+    std::vector<std::pair<index_t, index_t>> order; // (id, row)
+    for (index_t row = 0; row < snapshot.size(); ++row)
+        if (!snapshot.is_erased(row)) order.emplace_back(snapshot.id(row), row);
+    std::sort(order.begin(), order.end());
+    const auto write = [&]<class T>(T, const char* name, index_t width, auto&& row_of) {
+        NpyWriter<T> writer(folder + "/" + name, {width});
+        std::vector<T> buffer;
+        for (const auto& [id, row] : order) {
+            const auto from = row_of(row);
+            buffer.assign(from.begin(), from.end());
+            writer.append(buffer);
+        }
+        writer.finish();
+    };
+    write(half{}, "keys.npy", snapshot.key_dim(), [&](index_t row) { return snapshot.key(row); });
+    write(half{}, "values.npy", snapshot.value_dim(), [&](index_t row) { return snapshot.value(row); });
+    const auto length = order.empty() ? std::size_t{0} : snapshot.document(order.front().second).size();
+    if (length > 0)
+        write(std::int64_t{}, "tokenized_documents.npy", static_cast<index_t>(length),
+              [&](index_t row) { return snapshot.document(row); });
+    return static_cast<index_t>(order.size());
+}
+
+} // namespace mnemo
