@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,6 +18,24 @@ namespace mnemo {
 //     keys.npy                  float16 [n, key_dim]
 //     values.npy                float16 [n, value_dim]
 //     tokenized_documents.npy   any integers [n, length], 0 behind the last token of each
+
+namespace detail {
+// An array of T, byte for byte as NumPy saves it: the number of rows is known, so its place needs no padding.
+template <class T> void write_rows(const std::string& path, std::span<const index_t> shape, auto&& row_of) {
+    constexpr std::size_t flush_at = std::size_t{1} << 19;
+    AtomicFile file(path);
+    file.write(bytes_of(npy_header(element_type_of<T>, shape)));
+    std::vector<T> buffer;
+    for (index_t i = 0; i < shape[0]; ++i) {
+        const auto row = row_of(i);
+        buffer.insert(buffer.end(), row.begin(), row.end());
+        if (buffer.size() < flush_at && i + 1 < shape[0]) continue;
+        file.write(std::as_bytes(std::span<const T>(buffer)));
+        buffer.clear();
+    }
+    file.commit();
+}
+} // namespace detail
 
 /// `keys` and `values`, mapped: nothing is read before it is used. With `check_finite` both are read once, and a number
 /// that is not finite is an error that names its row. Throws Error for other types, shapes and layouts.
@@ -57,14 +76,8 @@ inline DocumentRows read_documents(const std::string& path) {
 }
 /// Written as int64, as NumPy does with lists of ids.
 inline void write_documents(const std::string& path, const DocumentRows& documents) {
-    NpyWriter<std::int64_t> writer(path, {documents.length});
-    std::vector<std::int64_t> row;
-    for (index_t i = 0; i < documents.rows(); ++i) {
-        const auto from = documents.view()[i];
-        row.assign(from.begin(), from.end());
-        writer.append(row);
-    }
-    writer.finish();
+    const index_t shape[] = {documents.rows(), documents.length};
+    detail::write_rows<std::int64_t>(path, shape, [&](index_t i) { return documents.view()[i]; });
 }
 
 /// Writes the entries that a snapshot (store/knowledge.hpp) can find, in the order of their ids, and their documents
@@ -75,14 +88,9 @@ inline index_t write_knowledge(const std::string& folder, const auto& snapshot) 
         if (!snapshot.is_erased(row)) order.emplace_back(snapshot.id(row), row);
     std::sort(order.begin(), order.end());
     const auto write = [&]<class T>(T, const char* name, index_t width, auto&& row_of) {
-        NpyWriter<T> writer(folder + "/" + name, {width});
-        std::vector<T> buffer;
-        for (const auto& [id, row] : order) {
-            const auto from = row_of(row);
-            buffer.assign(from.begin(), from.end());
-            writer.append(buffer);
-        }
-        writer.finish();
+        const index_t shape[] = {static_cast<index_t>(order.size()), width};
+        detail::write_rows<T>(folder + "/" + name, shape,
+                              [&](index_t i) { return row_of(order[static_cast<std::size_t>(i)].second); });
     };
     write(half{}, "keys.npy", snapshot.key_dim(), [&](index_t row) { return snapshot.key(row); });
     write(half{}, "values.npy", snapshot.value_dim(), [&](index_t row) { return snapshot.value(row); });
