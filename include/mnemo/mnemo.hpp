@@ -39,6 +39,7 @@
 #include <mnemo/papers/knn_lm_sample.hpp>
 #include <mnemo/papers/knn_lm_sweep.hpp>
 #include <mnemo/papers/pema.hpp>
+#include <mnemo/papers/plug_lm.hpp>
 #include <mnemo/papers/trime.hpp>
 #include <mnemo/retrieve/any.hpp>
 #include <mnemo/retrieve/attribution.hpp>

@@ -17,7 +17,8 @@ Matrix counting(index_t rows, index_t cols, index_t first = 0) {
 } // namespace
 
 TEST_CASE("a knowledge base is written in the order of its ids and read back in place") {
-    const std::string folder = new_folder();
+    const Folder scratch;
+    const std::string folder = scratch.path();
     KnowledgeStore store(3, 2, 2);
     const std::vector<std::uint16_t> documents = {1, 2, 3, 0, 5, 6};
     store.append(counting(3, 3), counting(3, 2, 10), "all", {documents.data(), 3, 2});
@@ -41,11 +42,11 @@ TEST_CASE("a knowledge base is written in the order of its ids and read back in 
     mapped.append(rows, "file");
     mapped.erase(0);
     CHECK(mapped.snapshot()->entries() == 1);
-    std::filesystem::remove_all(folder);
 }
 
 TEST_CASE("knowledge files that do not fit are refused by name") {
-    const std::string folder = new_folder(), keys = folder + "/keys.npy", values = folder + "/values.npy";
+    const Folder scratch;
+    const std::string folder = scratch.path(), keys = folder + "/keys.npy", values = folder + "/values.npy";
     const std::vector<half> four(4, to_half(1));
     write_npy(keys, {2, 2}, four);
     write_npy(values, {4, 1}, four);
@@ -64,5 +65,4 @@ TEST_CASE("knowledge files that do not fit are refused by name") {
     CHECK_THROWS_AS(read_documents(documents), Error);
     write_npy(documents, {2}, std::vector<std::int32_t>{5, 7});
     CHECK_THROWS_AS(read_documents(documents), Error);
-    std::filesystem::remove_all(folder);
 }
