@@ -1,0 +1,249 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <mnemo/nn/tensor.hpp>
+#include <mnemo/papers/plug_lm.hpp>
+
+#include <ATen/Functions.h>
+#include <torch/nn/module.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace mnemo::nn {
+
+/// A module whose parameters have the reference's names, dots included.
+class NamedWeights : public torch::nn::Module {
+  public:
+    /// The weight of that name and shape.
+    using Source = std::function<at::Tensor(const std::string& name, at::IntArrayRef shape)>;
+    const std::vector<std::pair<std::string, at::Tensor>>& weights() const { return weights_; }
+
+  protected:
+    struct Linear {
+        at::Tensor weight, bias;
+        at::Tensor operator()(const at::Tensor& x) const { return at::linear(x, weight, bias); }
+    };
+    at::Tensor add(const Source& source, const std::string& name, at::IntArrayRef shape) {
+        weights_.emplace_back(name, register_parameter(registered(name), checked(source, name, shape)));
+        return weights_.back().second;
+    }
+    at::Tensor add_buffer(const Source& source, const std::string& name, at::IntArrayRef shape) {
+        return register_buffer(registered(name), checked(source, name, shape));
+    }
+    Linear add_linear(const Source& source, const std::string& name, std::int64_t out, std::int64_t in) {
+        return {add(source, name + ".weight", {out, in}), add(source, name + ".bias", {out})};
+    }
+
+  private:
+    static std::string registered(std::string name) {
+        std::replace(name.begin(), name.end(), '.', '_');
+        return name;
+    }
+    static at::Tensor checked(const Source& source, const std::string& name, at::IntArrayRef shape) {
+        at::Tensor t = source(name, shape);
+        if (t.sizes() != shape) fail(name, ": expected shape ", shape_text(shape), ", got ", describe(t));
+        return t;
+    }
+    std::vector<std::pair<std::string, at::Tensor>> weights_;
+};
+
+/// Attentive pooling: sum_t alpha_t x_t with alpha_t = mask_t exp(w2 tanh(W1 x_t + b1) + b2), divided by their sum +
+/// 1e-8. A row without tokens gives the zero vector.
+class AttentivePoolerImpl : public NamedWeights {
+  public:
+    AttentivePoolerImpl(std::int64_t dim, const Source& source)
+        : first_(add_linear(source, "att_fc1", dim, dim)), second_(add_linear(source, "att_fc2", 1, dim)) {}
+
+    /// x [n, T, d], mask [n, T] of ones and zeros -> [n, d].
+    at::Tensor forward(const at::Tensor& x, const at::Tensor& mask) const {
+        if (x.dim() != 3 || mask.dim() != 2 || mask.size(0) != x.size(0) || mask.size(1) != x.size(1))
+            fail("pooling: expected rows [n, T, d] and a mask [n, T], got ", describe(x), " and ", describe(mask));
+        const at::Tensor weight = at::exp(second_(at::tanh(first_(x)))).squeeze(-1) * mask.to(x.scalar_type());
+        const at::Tensor alpha = weight / (weight.sum(-1, true) + 1e-8);
+        return at::bmm(alpha.unsqueeze(1), x).squeeze(1);
+    }
+
+  private:
+    Linear first_, second_;
+};
+TORCH_MODULE(AttentivePooler);
+
+/// What a layer read from the entries of its sequences.
+struct KnowledgeRead {
+    at::Tensor hidden;     // [B, T, d]
+    at::Tensor similarity; // [B, k], cosine of query and key
+    at::Tensor probs;      // [B, H, T, k] or [B, k]
+    at::Tensor merged;     // [B, T, d], before the output projection; undefined for sentence_level
+};
+
+/// Attention of a sequence's tokens over the k entries that the sequence recalled. `beta` weighs, for each head, how
+/// near an entry's key is to the query.
+class KnowledgeAttentionImpl : public NamedWeights {
+  public:
+    KnowledgeAttentionImpl(std::int64_t dim, std::int64_t heads, KnowledgeAttentionType type, HeadMerge merge,
+                           const Source& source)
+        : heads_(heads), type_(type), merge_(merge) {
+        if (heads < 1 || dim % heads != 0)
+            fail("knowledge attention: expected heads that divide ", dim, ", got ", heads);
+        const std::string prefix = "biased_multihead_attn.";
+        if (type == KnowledgeAttentionType::sentence_level) return;
+        if (type == KnowledgeAttentionType::single_head) {
+            beta_ = add(source, "beta", {1});
+            key_ = add_linear(source, "k_proj", dim, dim);
+            return;
+        }
+        beta_ = add(source, "beta", {heads});
+        query_ = add_linear(source, prefix + "q_proj", dim, dim);
+        key_ = add_linear(source, prefix + "k_proj", dim, dim);
+        value_ = add_linear(source, prefix + "v_proj", dim, dim);
+        out_ = add_linear(source, prefix + "out_proj", dim, dim);
+    }
+
+    /// hidden [B, T, d], query [B, q], keys [B, k, q], values [B, k, d]. k = 0 reads zeros. `dropout` is applied to the
+    /// probabilities; its default leaves them as they are.
+    KnowledgeRead forward(const at::Tensor& hidden, const at::Tensor& query, const at::Tensor& keys,
+                          const at::Tensor& values,
+                          const std::function<at::Tensor(const at::Tensor&)>& dropout = {}) const {
+        if (hidden.dim() != 3 || query.dim() != 2 || keys.dim() != 3 || values.dim() != 3 ||
+            keys.size(0) != hidden.size(0) || values.size(0) != hidden.size(0) || query.size(0) != hidden.size(0) ||
+            keys.size(1) != values.size(1) || keys.size(2) != query.size(1) || values.size(2) != hidden.size(2))
+            fail("knowledge attention: expected hidden [B, T, d], query [B, q], keys [B, k, q] and values [B, k, d], "
+                 "got ",
+                 describe(hidden), ", ", describe(query), ", ", describe(keys), " and ", describe(values));
+        KnowledgeRead read;
+        read.similarity = cosine(query, keys);
+        if (keys.size(1) == 0) {
+            read.hidden = at::zeros_like(hidden);
+            return read;
+        }
+        const auto dropped = [&](const at::Tensor& p) { return dropout ? dropout(p) : p; };
+        const std::int64_t b = hidden.size(0), t = hidden.size(1), d = hidden.size(2), k = keys.size(1);
+        if (type_ == KnowledgeAttentionType::sentence_level) {
+            read.probs = at::softmax(read.similarity, -1);
+            read.hidden = at::bmm(read.probs.unsqueeze(1), values).expand({b, t, d});
+            return read;
+        }
+        if (type_ == KnowledgeAttentionType::single_head) {
+            const at::Tensor logits =
+                at::bmm(hidden, key_(values).transpose(1, 2)) + beta_ * read.similarity.unsqueeze(1);
+            read.probs = at::softmax(logits, -1);
+            read.hidden = at::bmm(dropped(read.probs), values);
+            return read;
+        }
+        const std::int64_t width = d / heads_;
+        const auto split = [&](const at::Tensor& x, std::int64_t n) {
+            return x.reshape({b, n, heads_, width}).transpose(1, 2);
+        };
+        const at::Tensor q = split(query_(hidden) / std::sqrt(static_cast<double>(width)), t);
+        const at::Tensor logits = at::matmul(q, split(key_(values), k).transpose(2, 3)) +
+                                  beta_.view({1, heads_, 1, 1}) * read.similarity.view({b, 1, 1, k});
+        read.probs = at::softmax(logits, -1);
+        const at::Tensor heads = at::matmul(dropped(read.probs), split(value_(values), k)); // [B, H, T, width]
+        // The reference reads the memory of the heads as if tokens came first.
+        read.merged = (merge_ == HeadMerge::per_token ? heads.transpose(1, 2) : heads).contiguous().view({b, t, d});
+        read.hidden = out_(read.merged);
+        return read;
+    }
+
+  private:
+    // [B, k]; each norm is at least 1e-8, as where a query is zero.
+    static at::Tensor cosine(const at::Tensor& query, const at::Tensor& keys) {
+        return at::cosine_similarity(query.unsqueeze(1), keys, -1, 1e-8);
+    }
+    std::int64_t heads_;
+    KnowledgeAttentionType type_;
+    HeadMerge merge_;
+    at::Tensor beta_;
+    Linear query_, key_, value_, out_;
+};
+TORCH_MODULE(KnowledgeAttention);
+
+/// The keys and values of the rows that `hits` names, as floats: [B, k, key_dim] and [B, k, value_dim]. All rows must
+/// have the same number of hits.
+inline std::pair<at::Tensor, at::Tensor> gather(const KnowledgeSnapshot& snapshot, const Hits& hits) {
+    const index_t b = hits.rows(), k = b == 0 ? 0 : static_cast<index_t>(hits.ids(0).size());
+    at::Tensor keys = at::empty({b, k, snapshot.key_dim()}, at::kFloat);
+    at::Tensor values = at::empty({b, k, snapshot.value_dim()}, at::kFloat);
+    float *key = keys.data_ptr<float>(), *value = values.data_ptr<float>();
+    for (index_t i = 0; i < b; ++i) {
+        expect_equal("gather: hits of a query", static_cast<index_t>(hits.ids(i).size()), k);
+        for (const index_t row : hits.ids(i)) {
+            const auto from_key = snapshot.key(row), from_value = snapshot.value(row);
+            convert(from_key, std::span<float>(key, from_key.size()));
+            convert(from_value, std::span<float>(value, from_value.size()));
+            key += from_key.size(), value += from_value.size();
+        }
+    }
+    return {keys, values};
+}
+
+/// A layer's way into the memory: pools its sequences to queries, recalls the nearest entries of a snapshot through any
+/// retriever, attends to them. The snapshot is an argument: several layers read one store, in one state.
+class MemoryLayerImpl : public NamedWeights {
+  public:
+    MemoryLayerImpl(std::int64_t dim, std::int64_t heads, const PlugLmOptions& options, const Source& source)
+        : projection_(add_linear(source, "query_proj", options.query_size, dim)) {
+        options.check();
+        if (options.query_batchnorm) {
+            norm_weight_ = add(source, "batch_norm.weight", {options.query_size});
+            norm_bias_ = add(source, "batch_norm.bias", {options.query_size});
+            running_mean_ = add_buffer(source, "batch_norm.running_mean", {options.query_size});
+            running_var_ = add_buffer(source, "batch_norm.running_var", {options.query_size});
+        }
+        const auto below = [&](const std::string& prefix) -> Source {
+            return [&source, prefix](const std::string& n, at::IntArrayRef s) { return source(prefix + n, s); };
+        };
+        pooler = register_module("pooler", AttentivePooler(dim, below("pooler.pooler.")));
+        attention = register_module(
+            "know_attn", KnowledgeAttention(dim, heads, options.attention, options.merge, below("know_attn.")));
+    }
+
+    /// hidden [B, T, d], mask [B, T] -> queries [B, q]. In training, batch norm couples the queries of a batch.
+    at::Tensor queries(const at::Tensor& hidden, const at::Tensor& mask) {
+        const at::Tensor u = projection_(pooler->forward(hidden, mask));
+        if (!norm_weight_.defined()) return u;
+        if (is_training() && u.size(0) < 2)
+            fail("memory layer: batch norm of the queries: expected a training batch of at least 2 sequences, got ",
+                 u.size(0), "; train with query_batchnorm off or in larger batches");
+        return at::batch_norm(u, norm_weight_, norm_bias_, running_mean_, running_var_, is_training(), 0.1, 1e-5,
+                              false);
+    }
+
+    /// What was recalled, by row of the snapshot (Attribution names the entries), and what was read of it.
+    struct Output {
+        at::Tensor query;
+        Hits hits;
+        KnowledgeRead read;
+    };
+    /// `encode`, where given, makes keys and values [B, k, ...] for hits with gradient; stored ones are used otherwise.
+    template <class RetrieverT>
+    Output forward(const at::Tensor& hidden, const at::Tensor& mask, const KnowledgeSnapshot& snapshot,
+                   const RetrieverT& retriever,
+                   const std::function<std::pair<at::Tensor, at::Tensor>(const Hits&)>& encode = {}) {
+        Output out;
+        out.query = queries(hidden, mask);
+        out.hits = Detached<RetrieverT>{retriever}.retrieve(snapshot, out.query);
+        const auto [keys, values] = encode ? encode(out.hits) : gather(snapshot, out.hits);
+        out.read = attention->forward(hidden, out.query, keys, values);
+        return out;
+    }
+    at::Tensor running_mean() const { return running_mean_; }
+    at::Tensor running_var() const { return running_var_; }
+
+    AttentivePooler pooler{nullptr};
+    KnowledgeAttention attention{nullptr};
+
+  private:
+    Linear projection_;
+    at::Tensor norm_weight_, norm_bias_, running_mean_, running_var_;
+};
+TORCH_MODULE(MemoryLayer);
+
+} // namespace mnemo::nn
