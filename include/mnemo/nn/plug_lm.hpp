@@ -6,6 +6,7 @@
 
 #include <ATen/Functions.h>
 #include <torch/nn/module.h>
+#include <torch/nn/pimpl.h>
 
 #include <algorithm>
 #include <cmath>
