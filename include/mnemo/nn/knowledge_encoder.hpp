@@ -25,6 +25,11 @@ struct DocumentEmbeddings {
             at::embedding(words, ids, 0) + positions.narrow(0, 0, ids.size(1)).unsqueeze(0) + segments[0];
         return at::layer_norm(sum, {words.size(1)}, norm_weight, norm_bias, epsilon);
     }
+    /// Ids and positions Long [n] that are known to be in range -> [n, d].
+    at::Tensor pairs(const at::Tensor& ids, const at::Tensor& at_positions) const {
+        const at::Tensor sum = words.index_select(0, ids) + positions.index_select(0, at_positions) + segments[0];
+        return at::layer_norm(sum, {words.size(1)}, norm_weight, norm_bias, epsilon);
+    }
 };
 
 /// Documents to entries: the pooled embeddings of a document, projected to a key and to a value.
@@ -50,6 +55,39 @@ class KnowledgeEncoderImpl : public NamedWeights {
         if (dropout) x = dropout(x);
         Encoded out;
         out.document = pooler->forward(x, ids.ne(0));
+        out.key = key_(out.document), out.value = value_(out.document);
+        return out;
+    }
+
+    /// The same without gradient, for many documents: an embedding and its pooling score depend on token and position
+    /// only, so each pair is computed once, and what is left for a document is a weighted sum and two projections.
+    Encoded refresh(const at::Tensor& ids, index_t batch = 4096) const {
+        const at::NoGradGuard no_grad;
+        if (batch < 1) fail("refresh: expected a batch of at least 1, got ", batch);
+        const index_t n = ids.size(0), length = ids.size(1), d = embeddings_.words.size(1);
+        const at::Tensor slots = ids.ne(0).nonzero(); // [slots, 2]: document, position
+        const at::Tensor document = slots.select(1, 0).contiguous(), position = slots.select(1, 1);
+        const auto [pairs, pair_of] = at::_unique(ids.index({document, position}) * length + position, true, true);
+        const at::Tensor rows = at::empty({pairs.size(0), d}), scores = at::empty({pairs.size(0)});
+        for (index_t first = 0; first < pairs.size(0); first += batch) {
+            const index_t count = std::min(batch, pairs.size(0) - first);
+            const at::Tensor some = pairs.narrow(0, first, count);
+            const at::Tensor x = embeddings_.pairs(at::floor_divide(some, length), at::remainder(some, length));
+            rows.narrow(0, first, count).copy_(x);
+            scores.narrow(0, first, count).copy_(pooler->scores(x));
+        }
+        const at::Tensor weight = scores.index_select(0, pair_of);
+        const at::Tensor sums = at::zeros({n}).index_add_(0, document, weight) + 1e-8;
+        const at::Tensor alpha = weight / sums.index_select(0, document);
+        Encoded out;
+        out.document = at::zeros({n, d});
+        const index_t slots_at_a_time = batch * std::max<index_t>(length, 1); // bounds what is gathered
+        for (index_t first = 0; first < alpha.size(0); first += slots_at_a_time) {
+            const index_t count = std::min(slots_at_a_time, alpha.size(0) - first);
+            out.document.index_add_(0, document.narrow(0, first, count),
+                                    rows.index_select(0, pair_of.narrow(0, first, count)) *
+                                        alpha.narrow(0, first, count).unsqueeze(1));
+        }
         out.key = key_(out.document), out.value = value_(out.document);
         return out;
     }

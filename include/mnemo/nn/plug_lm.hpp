@@ -66,10 +66,12 @@ class AttentivePoolerImpl : public NamedWeights {
     at::Tensor forward(const at::Tensor& x, const at::Tensor& mask) const {
         if (x.dim() != 3 || mask.dim() != 2 || mask.size(0) != x.size(0) || mask.size(1) != x.size(1))
             fail("pooling: expected rows [n, T, d] and a mask [n, T], got ", describe(x), " and ", describe(mask));
-        const at::Tensor weight = at::exp(second_(at::tanh(first_(x)))).squeeze(-1) * mask.to(x.scalar_type());
+        const at::Tensor weight = scores(x) * mask.to(x.scalar_type());
         const at::Tensor alpha = weight / (weight.sum(-1, true) + 1e-8);
         return at::bmm(alpha.unsqueeze(1), x).squeeze(1);
     }
+    /// exp(w2 tanh(W1 x + b1) + b2) of x [..., d]: what a row weighs before masking and division.
+    at::Tensor scores(const at::Tensor& x) const { return at::exp(second_(at::tanh(first_(x)))).squeeze(-1); }
 
   private:
     Linear first_, second_;

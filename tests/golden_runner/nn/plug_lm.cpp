@@ -142,6 +142,10 @@ GOLDEN("pluglm.encode_knowledge") {
     check.close("out.values_fp32", values_of(encoded.value), kOutput);
     compare_gradients(fixture, check, weights.used);
 
+    const auto refreshed = encoder->refresh(ids, 4);
+    check.close("out.keys_fp32", values_of(refreshed.key), kOutput);
+    check.close("out.values_fp32", values_of(refreshed.value), kOutput);
+
     const auto tokens = fixture.values<std::uint16_t>("in.token_ids");
     KnowledgeStore store(encoded.key.size(1), encoded.value.size(1), ids.size(1));
     nn::encode_knowledge(store, encoder, {tokens.data(), ids.size(0), ids.size(1)}, "all",
