@@ -61,13 +61,15 @@ class KnowledgeEncoderImpl : public NamedWeights {
 
     /// The same without gradient, for many documents: an embedding and its pooling score depend on token and position
     /// only, so each pair is computed once, and what is left for a document is a weighted sum and two projections.
+    /// Holds a few numbers for each token: hand over millions of documents in pieces.
     Encoded refresh(const at::Tensor& ids, index_t batch = 4096) const {
         const at::NoGradGuard no_grad;
         if (batch < 1) fail("refresh: expected a batch of at least 1, got ", batch);
         const index_t n = ids.size(0), length = ids.size(1), d = embeddings_.words.size(1);
         const at::Tensor slots = ids.ne(0).nonzero(); // [slots, 2]: document, position
         const at::Tensor document = slots.select(1, 0).contiguous(), position = slots.select(1, 1);
-        const auto [pairs, pair_of] = at::_unique(ids.index({document, position}) * length + position, true, true);
+        const at::Tensor tokens = ids.reshape(-1).index_select(0, document * length + position);
+        const auto [pairs, pair_of] = at::_unique(tokens * length + position, true, true);
         const at::Tensor rows = at::empty({pairs.size(0), d}), scores = at::empty({pairs.size(0)});
         for (index_t first = 0; first < pairs.size(0); first += batch) {
             const index_t count = std::min(batch, pairs.size(0) - first);
