@@ -40,9 +40,9 @@ class Tiles {
         const std::int64_t step = std::min(sizes_.piece, (size + 1) / 2);
         if (size < 1) return;
         if (!cpu_) return f(std::int64_t{0}, size);
-        at::parallel_for(0, (size + step - 1) / step, 1, [&](std::int64_t begin, std::int64_t end) {
+        at::parallel_for(0, at_least_two((size + step - 1) / step), 1, [&](std::int64_t begin, std::int64_t end) {
             const at::NoGradGuard no_grad;
-            for (std::int64_t i = begin; i < end; ++i) f(i * step, std::min(step, size - i * step));
+            for (std::int64_t i = begin; i < end && i * step < size; ++i) f(i * step, std::min(step, size - i * step));
         });
     }
     /// out [n, m] = a [n, d] b[m, d]^T
@@ -100,13 +100,16 @@ class Tiles {
     }
 
   private:
+    // One task alone would run outside of a parallel region, where MKL's products use threads of their own.
+    static std::int64_t at_least_two(std::int64_t tasks) { return std::max<std::int64_t>(tasks, 2); }
     // Rows of g are packed once for each piece: wide ones.
     template <class F> void pieces_of_width(std::int64_t width, F&& f) const {
         if (!cpu_) return f(std::int64_t{0}, width);
         const std::int64_t step = std::max<std::int64_t>((width + 1) / 2, 1);
-        at::parallel_for(0, (width + step - 1) / step, 1, [&](std::int64_t begin, std::int64_t end) {
+        at::parallel_for(0, at_least_two((width + step - 1) / step), 1, [&](std::int64_t begin, std::int64_t end) {
             const at::NoGradGuard no_grad;
-            for (std::int64_t i = begin; i < end; ++i) f(i * step, std::min(step, width - i * step));
+            for (std::int64_t i = begin; i < end && i * step < width; ++i)
+                f(i * step, std::min(step, width - i * step));
         });
     }
 
@@ -486,7 +489,7 @@ struct BandLogProb : torch::autograd::Function<BandLogProb> {
         for (std::int64_t i = 0; i < x.size(0); i += step) {
             const std::int64_t n = std::min(step, x.size(0) - i);
             const at::Tensor rows = tiles.cast(x.narrow(0, i, n));
-            const at::Tensor narrow = at::mm(rows, tiles.cast(projection).t());
+            const at::Tensor narrow = narrow_of(tiles, rows, projection);
             at::Tensor g = at::empty({n, embedding.size(0)}, options);
             tiles.scores(g, narrow, embedding);
             g.sub_(saved[4].narrow(0, i, n).unsqueeze(1)).exp_().neg_();
@@ -496,17 +499,22 @@ struct BandLogProb : torch::autograd::Function<BandLogProb> {
             tiles.add_outer(de, g, narrow);
             const at::Tensor d_narrow = at::zeros_like(narrow);
             tiles.add_product(d_narrow, g, embedding);
-            dp.addmm_(d_narrow.t(), rows);
-            dx.narrow(0, i, n).copy_(at::mm(d_narrow, tiles.cast(projection)));
+            tiles.add_outer(dp, d_narrow, rows);
+            tiles.add_product(dx.narrow(0, i, n), d_narrow, projection);
         }
         return {dx.to(x.scalar_type()), dp.to(projection.scalar_type()), de.to(embedding.scalar_type()), at::Tensor(),
                 at::Tensor()};
     }
 
   private:
+    static at::Tensor narrow_of(const Tiles& tiles, const at::Tensor& x, const at::Tensor& projection) {
+        at::Tensor narrow = at::empty({x.size(0), projection.size(0)}, tiles.options(x));
+        tiles.scores(narrow, x, projection);
+        return narrow;
+    }
     static at::Tensor logits_of(const Tiles& tiles, const at::Tensor& x, const at::Tensor& projection,
                                 const at::Tensor& embedding) {
-        const at::Tensor narrow = at::mm(tiles.cast(x), tiles.cast(projection).t());
+        const at::Tensor narrow = narrow_of(tiles, tiles.cast(x), projection);
         at::Tensor logits = at::empty({x.size(0), embedding.size(0)}, tiles.options(x));
         tiles.scores(logits, narrow, embedding);
         return logits;
@@ -558,8 +566,8 @@ inline at::Tensor fused_joint(const JointInputs& in, const FusedTiles& sizes, Fu
 
 /// The joint loss without a [rows, vocabulary + memory] matrix: a tile of rows at a time gets its scores, its
 /// normaliser and at once its gradients, which stay; tiles of the memory that no row sees are never computed. Equal to
-/// joint_terms up to rounding, the same bits for any number of threads. float, bfloat16 and half inputs, sums and
-/// scores in float; double in double. Inner products. The gradient can be taken once.
+/// joint_terms up to rounding, the same bits for any number of threads (with MKL up to rounding). float, bfloat16 and
+/// half inputs, sums and scores in float; double in double. Inner products. The gradient can be taken once.
 struct FusedLoss {
     at::Tensor loss;       // scalar, the sum over rows
     at::Tensor token_loss; // [rows], detached
