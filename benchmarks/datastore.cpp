@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // How fast a datastore is written, against write() of the same bytes, and read. Time is the clock's: disks are waited
 // for. TMPDIR chooses the disk; a tmpfs there shows what the processor costs.
+#include "../tests/folder.hpp"
 #include <mnemo/io/datastore.hpp>
 
 #include <benchmark/benchmark.h>
@@ -15,14 +16,6 @@ using namespace mnemo;
 namespace {
 
 constexpr index_t kDim = 1024, kRows = 100'000; // 195 MiB as float16
-
-struct Folder {
-    std::string path = (std::filesystem::temp_directory_path() / "mnemo-bench-XXXXXX").string();
-    Folder() {
-        if (::mkdtemp(path.data()) == nullptr) fail_system(path, "create");
-    }
-    ~Folder() { std::filesystem::remove_all(path); }
-};
 
 /// A batch of keys as hosts hand them out.
 const Matrix& batch(index_t rows) {
@@ -56,8 +49,8 @@ void raw_write(benchmark::State& state) {
     const index_t row_bytes = kDim * state.range(0) + 4, total = kRows * row_bytes;
     const std::vector<std::byte> buffer(std::size_t{1} << 20, std::byte{7});
     for (auto _ : state) {
-        remove_file(folder.path + "/raw");
-        File file(folder.path + "/raw", O_WRONLY | O_CREAT);
+        remove_file(folder.path() + "/raw");
+        File file(folder.path() + "/raw", O_WRONLY | O_CREAT);
         for (index_t at = 0; at < total; at += static_cast<index_t>(buffer.size()))
             file.write_at(static_cast<std::uint64_t>(at), std::span(buffer).first(std::min<std::size_t>(
                                                               buffer.size(), static_cast<std::size_t>(total - at))));
@@ -75,7 +68,7 @@ void append(benchmark::State& state) {
     const Matrix& keys = batch(rows);
     const std::vector<std::int32_t> values(static_cast<std::size_t>(rows), 17);
     for (auto _ : state) {
-        auto writer = DatastoreWriter::create(folder.path, options(type));
+        auto writer = DatastoreWriter::create(folder.path(), options(type));
         for (index_t i = 0; i < kRows; i += rows) {
             const index_t n = std::min(rows, kRows - i);
             writer.append(Rows(keys).slice(0, n), std::span(values).first(static_cast<std::size_t>(n)));
@@ -94,11 +87,11 @@ BENCHMARK(append)
 void verify(benchmark::State& state) {
     const Folder folder;
     {
-        auto writer = DatastoreWriter::create(folder.path, options(KeyType::float16));
+        auto writer = DatastoreWriter::create(folder.path(), options(KeyType::float16));
         const std::vector<std::int32_t> values(1000, 17);
         for (index_t i = 0; i < kRows; i += 1000) writer.append(batch(1000), values);
     }
-    const Datastore store = Datastore::open(folder.path);
+    const Datastore store = Datastore::open(folder.path());
     for (auto _ : state) store.verify(Threads{state.range(0)});
     count(state, 2 * kDim + 4);
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // PEMA's hot paths on the shapes of a reference script; labels are the names of its cases, for compare.py. What has no
 // counterpart there: the closed form, the head in bfloat16, building with the targets' words.
+#include "../tests/folder.hpp"
 #include <mnemo/io/datastore.hpp>
 #include <mnemo/nn/batch_host.hpp>
 #include <mnemo/nn/hugging_face_lm.hpp>
@@ -114,13 +115,6 @@ void decode(benchmark::State& state, bool mixed, const char* name) {
 void decode_base(benchmark::State& state) { decode(state, false, "decode_step.base_head"); }
 void decode_mixed(benchmark::State& state) { decode(state, true, "decode_step.base_plus_pema"); }
 
-struct Folder {
-    std::string path = (std::filesystem::temp_directory_path() / "mnemo-bench-XXXXXX").string();
-    Folder() {
-        if (::mkdtemp(path.data()) == nullptr) fail_system(path, "create");
-    }
-    ~Folder() { std::filesystem::remove_all(path); }
-};
 nn::HuggingFaceLm random_opt() {
     nn::HuggingFaceOptions o;
     o.model_type = "opt", o.vocab_size = 8000, o.dim = o.input_dim = 128, o.ffn_dim = 512, o.layers = 4;
@@ -146,7 +140,7 @@ void build(benchmark::State& state, PemaContexts contexts, const char* label) {
     const Folder folder;
     for (auto _ : state) {
         DatastoreWriter writer = DatastoreWriter::create(
-            folder.path,
+            folder.path(),
             {.host = {.key_dim = 128, .vocab_size = 8000}, .key_type = KeyType::float32, .overwrite = true});
         if (build_pema_memory(host, examples, writer, options).written != 1200) state.SkipWithError("rows are missing");
         writer.close();
@@ -165,10 +159,10 @@ void loader(benchmark::State& state) {
     {
         const at::Tensor c = at::randn({kRows, kWidth});
         DatastoreWriter writer =
-            DatastoreWriter::create(folder.path, {.host = {.key_dim = kWidth}, .key_type = KeyType::float32});
+            DatastoreWriter::create(folder.path(), {.host = {.key_dim = kWidth}, .key_type = KeyType::float32});
         writer.append(nn::as_rows(c), std::vector<std::int32_t>(kRows, 7));
     }
-    const Datastore store = Datastore::open(folder.path);
+    const Datastore store = Datastore::open(folder.path());
     nn::PemaRows<Datastore> rows(store);
     const at::Tensor batch = at::empty({kBatch, kWidth});
     for (auto _ : state)

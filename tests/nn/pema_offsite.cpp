@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+#include "../folder.hpp"
 #include <mnemo/nn/batch_host.hpp>
 #include <mnemo/nn/pema_offsite.hpp>
 #include <mnemo/store/tokens.hpp>
@@ -26,14 +27,6 @@ std::string message(auto&& f) {
     }
     return "no error";
 }
-struct TemporaryFolder {
-    std::string path = (std::filesystem::temp_directory_path() / "mnemo-test-XXXXXX").string();
-    TemporaryFolder() {
-        if (::mkdtemp(path.data()) == nullptr) fail_system(path, "create");
-    }
-    ~TemporaryFolder() { std::filesystem::remove_all(path); }
-    std::string operator/(const std::string& name) const { return path + "/" + name; }
-};
 TransformerLm made() {
     torch::manual_seed(5);
     TransformerLm model(TransformerLmOptions().vocab_size(23).dim(16).ffn_dim(32).layers(2).heads(2).max_positions(40));
@@ -125,7 +118,7 @@ TEST_CASE("states before the final norm, with the targets' words or the model's 
 TEST_CASE("a build that is interrupted goes on with the same result") {
     const TransformerLm model = made();
     BatchHost host(model);
-    const TemporaryFolder folder;
+    const Folder folder;
     std::vector<PemaExample> examples;
     for (std::size_t i = 0; i < kPrompts.size(); ++i) examples.push_back({kPrompts[i], kTargets[i]});
     PemaBuilding options;
@@ -157,7 +150,7 @@ TEST_CASE("a build that is interrupted goes on with the same result") {
 TEST_CASE("what crosses between the parties is what one of them alone would have made") {
     const TransformerLm model = made();
     BatchHost host(model);
-    const TemporaryFolder folder;
+    const Folder folder;
     const FrozenHead head = exported_head(model, ExportedNorm::last);
     save_head(folder / "head.safetensors", head, "tokens", kEnd, 1);
     export_states(folder / "states", {.model_hash = "m", .key_dim = 16, .vocab_size = 23}, host, kPrompts, 9);

@@ -67,29 +67,29 @@ struct TrimeConfig {
     std::array<index_t, 2> cutoffs;      // --adaptive-softmax-cutoff; 0: none
     double factor;                       // --adaptive-softmax-factor
     bool final_norm;                     // the key is the last feed-forward's input with and without
-    double dropout, attention_dropout, activation_dropout, softmax_dropout;
+    double dropout, attention_dropout, activation_dropout, softmax_dropout = 0;
 
     // Training.
-    TrimeCriterion criterion;             // --criterion
-    index_t tokens_per_sample;            // --tokens-per-sample
-    index_t max_tokens;                   // --max-tokens, of a rank
-    index_t ranks, update_freq;           // GPUs, --update-freq
-    index_t group;                        // ranks that share a memory: --train-mem-size / max_tokens
-    bool keep_order;                      // --keep-order
-    bool predefined_batches;              // --predefined-batches: BM25 order
-    std::optional<double> cross_sentence; // --cross-sent-ratio
-    index_t warm_up_epochs;               // --ce-warmup-epoch
-    std::string_view optimizer;           // --optimizer
-    double learning_rate;                 // --lr, at its peak
-    index_t updates, warm_up_updates;     // --max-update, --warmup-updates
-    double weight_decay, clip_norm;
+    TrimeCriterion criterion;               // --criterion
+    index_t tokens_per_sample;              // --tokens-per-sample
+    index_t max_tokens;                     // --max-tokens, of a rank
+    index_t ranks, update_freq;             // GPUs, --update-freq
+    index_t group = 1;                      // ranks that share a memory: --train-mem-size / max_tokens
+    bool keep_order = false;                // --keep-order
+    bool predefined_batches = false;        // --predefined-batches: BM25 order
+    std::optional<double> cross_sentence{}; // --cross-sent-ratio
+    index_t warm_up_epochs;                 // --ce-warmup-epoch
+    std::string_view optimizer;             // --optimizer
+    double learning_rate;                   // --lr, at its peak
+    index_t updates, warm_up_updates = 0;   // --max-update, --warmup-updates
+    double weight_decay = 0, clip_norm = 0;
 
     // Evaluation.
-    WindowOptions windows; // --tokens-per-sample minus --context-window, --context-window, --sample-break-mode
-    double temperature;    // --softmax-temp
-    index_t mem_size;      // --mem-size, beside the window's own tokens
-    index_t k, nprobe;     // --k, --probe; 0: no datastore
-    double interpolation_temperature, lambda; // --interp-temp, --lmbda
+    WindowOptions windows;     // --tokens-per-sample minus --context-window, --context-window, --sample-break-mode
+    double temperature;        // --softmax-temp
+    index_t mem_size = 0;      // --mem-size, beside the window's own tokens
+    index_t k = 0, nprobe = 0; // --k, --probe; 0: no datastore
+    double interpolation_temperature = 1, lambda = 0; // --interp-temp, --lmbda
 
     // Published.
     double dev, test; // perplexity, or bits per character
@@ -116,24 +116,14 @@ constexpr TrimeConfig large{
     .max_tokens = 3072,
     .ranks = 4,
     .update_freq = 6,
-    .group = 1,
-    .keep_order = false,
-    .predefined_batches = false,
-    .cross_sentence = std::nullopt,
     .warm_up_epochs = 9,
     .optimizer = "nag",
     .learning_rate = 1,
     .updates = 286000,
     .warm_up_updates = 16000,
-    .weight_decay = 0,
     .clip_norm = 0.1,
     .windows = {.block_size = 512, .context = 2560, .mode = BreakMode::complete, .batch = {.max_rows = 1}},
     .temperature = 1.17,
-    .mem_size = 0,
-    .k = 0,
-    .nprobe = 0,
-    .interpolation_temperature = 1,
-    .lambda = 0,
     .dev = 17.10,
     .test = 17.76};
 constexpr TrimeConfig medium{
@@ -148,30 +138,19 @@ constexpr TrimeConfig medium{
     .dropout = 0.3,
     .attention_dropout = 0.1,
     .activation_dropout = 0.1,
-    .softmax_dropout = 0,
     .criterion = TrimeCriterion::own_segment,
     .tokens_per_sample = 150,
     .max_tokens = 9000,
     .ranks = 4,
     .update_freq = 2,
-    .group = 1,
-    .keep_order = false,
-    .predefined_batches = false,
-    .cross_sentence = std::nullopt,
     .warm_up_epochs = 3,
     .optimizer = "adam",
     .learning_rate = 5e-4,
     .updates = 200000,
     .warm_up_updates = 8000,
     .weight_decay = 0.01,
-    .clip_norm = 0,
     .windows = {.block_size = 64, .context = 86, .mode = BreakMode::none, .batch = {.max_rows = 1}},
     .temperature = 1.03,
-    .mem_size = 0,
-    .k = 0,
-    .nprobe = 0,
-    .interpolation_temperature = 1,
-    .lambda = 0,
     .dev = 24.45,
     .test = 25.61};
 constexpr TrimeConfig characters{
@@ -186,30 +165,18 @@ constexpr TrimeConfig characters{
     .dropout = 0.3,
     .attention_dropout = 0.1,
     .activation_dropout = 0.1,
-    .softmax_dropout = 0,
     .criterion = TrimeCriterion::own_segment,
     .tokens_per_sample = 512,
     .max_tokens = 12288,
     .ranks = 4,
     .update_freq = 1,
-    .group = 1,
-    .keep_order = false,
-    .predefined_batches = false,
-    .cross_sentence = std::nullopt,
     .warm_up_epochs = 3,
     .optimizer = "adam",
     .learning_rate = 2.5e-4,
     .updates = 400000,
-    .warm_up_updates = 0,
     .weight_decay = 0.01,
-    .clip_norm = 0,
     .windows = {.block_size = 80, .context = 432, .mode = BreakMode::none, .batch = {.max_rows = 1}},
     .temperature = 1.05,
-    .mem_size = 0,
-    .k = 0,
-    .nprobe = 0,
-    .interpolation_temperature = 1,
-    .lambda = 0,
     .dev = 1.14,
     .test = 1.12};
 

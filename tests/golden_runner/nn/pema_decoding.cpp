@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+#include "../../folder.hpp"
 #include "golden.hpp"
 
 #include <mnemo/io/datastore.hpp>
@@ -91,25 +92,16 @@ std::vector<std::vector<std::int32_t>> labels_in(const Fixture& fixture, const s
                    [&](index_t i) { return ids[static_cast<std::size_t>(i)] == pad; });
 }
 
-/// A folder that is gone at the end.
-struct TemporaryFolder {
-    std::string path = (std::filesystem::temp_directory_path() / "mnemo-golden-XXXXXX").string();
-    TemporaryFolder() {
-        if (::mkdtemp(path.data()) == nullptr) fail_system(path, "create");
-    }
-    ~TemporaryFolder() { std::filesystem::remove_all(path); }
-};
-
 } // namespace
 
 GOLDEN("pema.datastore") {
     nn::BatchHost host(opt_in(fixture));
     const index_t d = fixture.integer("d"), reserved = fixture.integer("em_size");
-    const TemporaryFolder folder;
-    const std::string prefix = folder.path + "/dstore";
+    const Folder folder;
+    const std::string prefix = folder.path() + "/dstore";
     auto writer =
-        DatastoreWriter::create(folder.path + "/store", {.host = {.key_dim = d, .vocab_size = fixture.integer("V")},
-                                                         .key_type = KeyType::float32});
+        DatastoreWriter::create(folder.path() + "/store", {.host = {.key_dim = d, .vocab_size = fixture.integer("V")},
+                                                           .key_type = KeyType::float32});
     PemaBuilding options;
     options.end = static_cast<std::int32_t>(fixture.integer("eos_id"));
     options.fill = static_cast<std::int32_t>(fixture.integer("pad_id"));
@@ -136,7 +128,7 @@ GOLDEN("pema.datastore") {
     check.equal("out.rows_per_example", rows_of_example);
     expect_equal("planned_rows", planned, fixture.integer("planned_rows"));
 
-    const Datastore store = Datastore::open(folder.path + "/store");
+    const Datastore store = Datastore::open(folder.path() + "/store");
     expect_equal("rows", store.write_reference(prefix, ReferenceFormat::fp32_int32, reserved), fixture.integer("rows"));
     const auto bytes = [](const std::string& contents) {
         return std::vector<std::uint8_t>(contents.begin(), contents.end());

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+#include "../../folder.hpp"
 #include "../nn/fairseq_model.hpp"
 
 #include <mnemo/faiss/index.hpp>
@@ -16,28 +17,16 @@ namespace {
 using namespace mnemo;
 using nn::Tap;
 
-/// A folder that is gone in the end.
-struct TemporaryFolder {
-    std::string path = (std::filesystem::temp_directory_path() / "mnemo_golden_XXXXXX").string();
-    TemporaryFolder() {
-        if (mkdtemp(path.data()) == nullptr) fail_system(path, "make the folder");
-    }
-    ~TemporaryFolder() {
-        std::error_code ignored;
-        std::filesystem::remove_all(path, ignored);
-    }
-};
-
 // The GPT-2 of a fixture, by way of a model folder.
 nn::HuggingFaceLm gpt2_in(const golden::Fixture& fixture) {
-    const TemporaryFolder folder;
+    const Folder folder;
     std::vector<Entry> entries;
     for (Entry entry : fixture.tensors().entries()) {
         if (entry.name.rfind("w.", 0) != 0) continue;
         entry.name = entry.name.substr(2);
         entries.push_back(std::move(entry));
     }
-    write_safetensors(folder.path + "/model.safetensors", entries, {});
+    write_safetensors(folder.path() + "/model.safetensors", entries, {});
     const nlohmann::json config = {{"model_type", "gpt2"},
                                    {"vocab_size", fixture.integer("vocab_size")},
                                    {"n_embd", fixture.size("w.transformer.wte.weight", 1)},
@@ -47,8 +36,8 @@ nn::HuggingFaceLm gpt2_in(const golden::Fixture& fixture) {
                                    {"n_inner", fixture.size("w.transformer.h.0.mlp.c_fc.weight", 1)},
                                    {"layer_norm_epsilon", fixture.number("layer_norm_eps")},
                                    {"activation_function", fixture.text("activation")}};
-    atomic_write(folder.path + "/config.json", config.dump());
-    return nn::load_hugging_face(folder.path);
+    atomic_write(folder.path() + "/config.json", config.dump());
+    return nn::load_hugging_face(folder.path());
 }
 std::vector<float> floats(const at::Tensor& t) {
     const at::Tensor flat = t.contiguous();
