@@ -14,6 +14,7 @@
 #include <sys/resource.h>
 #include <torch/utils.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <filesystem>
 
@@ -78,6 +79,40 @@ void closed_form(benchmark::State& state) {
     for (auto _ : state) benchmark::DoNotOptimize(nn::reconstruct_in_closed_form(adapter, memory, 0.2));
     state.SetItemsProcessed(state.iterations() * state.range(0));
     state.SetLabel(text("closed_form d=", state.range(1)));
+}
+
+/// What steps reach in 50 times the closed form's time, or when they are as good; without dropout, so that both lower
+/// the same loss. States have a falling spectrum, as a model's have.
+void steps_to_closed_form(benchmark::State& state) {
+    const index_t rows = state.range(0), d = state.range(1);
+    const at::NoGradGuard no_grad;
+    const at::Tensor spectrum = at::arange(1, d + 1).to(at::kFloat).rsqrt();
+    const at::Tensor c = at::mm(at::randn({rows, d}) * spectrum, at::randn({d, d}).div_(std::sqrt(double(d))));
+    TokenStore<float> memory(d);
+    memory.append(nn::as_rows(c), random_tokens(rows, 0, kVocab));
+    const auto fresh = [&] { return nn::PemaAdapter(nn::PemaAdapterOptions().dim(d).rank(kRank).dropout(0)); };
+    using Clock = std::chrono::steady_clock;
+    const auto since = [](Clock::time_point from) {
+        return std::chrono::duration<double>(Clock::now() - from).count();
+    };
+    for (auto _ : state) {
+        const nn::PemaAdapter closed = fresh();
+        const auto began = Clock::now();
+        const double optimum = nn::reconstruct_in_closed_form(closed, memory, 0);
+        const double closed_seconds = since(began);
+        nn::PemaTrainOptions options;
+        options.phase = nn::PemaPhase::reconstruct, options.batch = rows, options.epochs = 1000000;
+        nn::PemaTrainer<TokenStore<float>> trainer(fresh(), {}, memory, nullptr, options);
+        const auto start = Clock::now();
+        double loss = 0, steps = 0;
+        do loss = trainer.step().losses.reconstruction, ++steps;
+        while (loss > optimum * 1.01 && since(start) < 50 * closed_seconds);
+        state.counters["closed_form_s"] = closed_seconds;
+        state.counters["closed_form_loss"] = optimum;
+        state.counters["steps"] = steps;
+        state.counters["steps_s"] = since(start);
+        state.counters["steps_loss"] = loss;
+    }
 }
 
 /// A host that has computed its states already: what is timed is what stands behind them.
@@ -177,6 +212,7 @@ void loader(benchmark::State& state) {
 
 BENCHMARK(reconstruction_step)->Args({8192, 1024})->Args({4096, 2048})->Unit(benchmark::kMillisecond)->UseRealTime();
 BENCHMARK(closed_form)->Args({8192, 1024})->Unit(benchmark::kMillisecond)->UseRealTime();
+BENCHMARK(steps_to_closed_form)->Args({8192, 1024})->Iterations(1)->Unit(benchmark::kSecond)->UseRealTime();
 BENCHMARK(joint_step)->Args({256, 1024})->Args({256, 2048})->Unit(benchmark::kMillisecond)->UseRealTime();
 BENCHMARK(joint_step_bfloat16)->Args({256, 1024})->Args({256, 2048})->Unit(benchmark::kMillisecond)->UseRealTime();
 BENCHMARK(decode_base)->Args({1, 10})->Args({30, 4})->Unit(benchmark::kMillisecond)->UseRealTime();

@@ -26,7 +26,7 @@ enum class Sum { products, squared_differences };
 inline constexpr int kLanes = 64;
 
 // out[m] = sum over j of a[m][j] * b[j], or of (a[m][j] - b[j])^2: `M` rows of a, stride elements apart, and one of b.
-template <Sum S, int M, class A, class B>
+template <Sum S, int M, bool /*Ahead*/ = false, class A, class B>
 void sum_plain(const A* a, index_t stride, const B* b, index_t d, float* out) {
     for (int m = 0; m < M; ++m) {
         const A* row = a + m * stride;
@@ -78,8 +78,17 @@ MNEMO_AVX512 inline __m512 load16(const bfloat16* p, __mmask16 part) {
     return widen(_mm256_maskz_loadu_epi16(part, p));
 }
 
+// Rows of b that are read in turn by several rows of a: the processor's own fetching ahead does not hide the sums.
+inline constexpr index_t kBytesAhead = 16 << 10;
+// Into the second-level cache: the first holds the rows of a.
+template <index_t Bytes> inline void prefetch_ahead(const void* b) {
+    const char* line = static_cast<const char*>(b) + kBytesAhead;
+    MNEMO_UNROLL
+    for (index_t i = 0; i < Bytes; i += 64) __builtin_prefetch(line + i, 0, 2);
+}
+
 // The lanes in four vectors, which is also the order of the tree.
-template <Sum S, int M, class A, class B>
+template <Sum S, int M, bool Ahead = false, class A, class B>
 MNEMO_AVX512 inline void sum_avx512(const A* a, index_t stride, const B* b, index_t d, float* out) {
     __m512 sum[M][4];
     MNEMO_UNROLL
@@ -89,6 +98,7 @@ MNEMO_AVX512 inline void sum_avx512(const A* a, index_t stride, const B* b, inde
     }
     index_t j = 0;
     for (; j + kLanes <= d; j += kLanes) {
+        if constexpr (Ahead) prefetch_ahead<kLanes * sizeof(B)>(b + j);
         MNEMO_UNROLL
         for (int g = 0; g < 4; ++g) {
             const __m512 key = load16(b + j + 16 * g);
@@ -116,7 +126,7 @@ MNEMO_AVX512 inline void sum_avx512(const A* a, index_t stride, const B* b, inde
 }
 
 // Lanes 0-31 first, then 32-63: with all eight vectors of one sum in registers there is room for no second sum.
-template <Sum S, int M, class A, class B>
+template <Sum S, int M, bool Ahead = false, class A, class B>
 MNEMO_AVX2 inline void sum_avx2(const A* a, index_t stride, const B* b, index_t d, float* out) {
     __m256 sums[2][M][4];
     for (int part_of_lanes = 0; part_of_lanes < 2; ++part_of_lanes) {
@@ -128,6 +138,7 @@ MNEMO_AVX2 inline void sum_avx2(const A* a, index_t stride, const B* b, index_t 
         }
         index_t j = 32 * part_of_lanes;
         for (; j + 32 <= d; j += kLanes) {
+            if (Ahead && part_of_lanes == 0) prefetch_ahead<kLanes * sizeof(B)>(b + j);
             MNEMO_UNROLL
             for (int g = 0; g < 4; ++g) {
                 const __m256 key = load8(b + j + 8 * g);
