@@ -3,6 +3,7 @@
 // same starts with the same steps, and each is scored on held-out text with no memory, with the window's own tokens,
 // with a long-term memory of growing size, and with a datastore of the training text. The text is the C++ headers that
 // came with the libraries (or any files); what has been computed stays in the output folder.
+#include "knn_lm_model.hpp"
 #include "knn_lm_text.hpp"
 #include "trime_report.hpp"
 
@@ -23,36 +24,24 @@ struct Settings {
 };
 
 struct Options {
-    std::string folder = "trime.out";
+    std::string folder = "trime.out", model; // model: a folder of the Hugging Face hub; empty: small ones are trained
     CorpusPaths paths{};
+    double rate = 0;
     index_t seeds = 0, steps = 0, threads = at::get_num_threads(); // 0: as the settings say
     bool quick = false;
 };
 
-int run(const Options& options) {
-    Settings set;
-    const bool quick = options.quick;
-    if (quick) {
-        set.vocab = 300, set.dim = 32, set.layers = 1, set.seeds = 1, set.segment = 16, set.segments = 400;
-        set.windows.block_size = set.windows.context = 8;
-        set.valid = 64, set.test = 128, set.sizes = {32}, set.temperatures = {1};
-        set.shares = {0.2}, set.sharpness = {1};
-        set.entries = 400, set.k = 8, set.training.steps = 20, set.training.batch = 4;
-    }
-    if (options.seeds > 0) set.seeds = options.seeds;
-    if (options.steps > 0) set.training.steps = options.steps;
+// All methods from the same starts; `make_model()` is one start.
+int compare(const Settings& set, const Options& options, const Corpus& corpus, const auto& tokenizer,
+            const auto& make_model) {
     const Threads threads{options.threads};
     const fs::path folder = options.folder;
-    const Corpus corpus = read_corpora(options.paths)[0];
-    fs::create_directories(folder);
-    at::set_num_threads(1); // trainings run beside each other instead of matrix products
 
     // ---- 1. Tokens, and the orders in which segments make batches.
-    const Bpe bpe = Bpe::learn(join(corpus.train), set.vocab);
     const auto tokens = [&](const std::vector<TextFile>& documents, std::size_t most) {
         std::vector<std::int32_t> ids;
         for (const TextFile& document : documents)
-            if (ids.size() < most) bpe.encode(document.text, ids), ids.push_back(Bpe::eos);
+            if (ids.size() < most) tokenizer.encode(document.text, ids), ids.push_back(tokenizer.eos);
         ids.resize(std::min(ids.size(), most));
         return ids;
     };
@@ -73,24 +62,20 @@ int run(const Options& options) {
     struct Run {
         const Method& method;
         std::uint64_t seed;
-        nn::TransformerLm model;
+        decltype(make_model()) model;
     };
     std::vector<Run> runs;
     for (index_t seed = 1; seed <= set.seeds; ++seed)
         for (const Method& method : methods) {
             torch::manual_seed(static_cast<std::uint64_t>(seed));
-            runs.push_back({method, static_cast<std::uint64_t>(seed),
-                            nn::TransformerLm(nn::TransformerLmOptions()
-                                                  .vocab_size(set.vocab)
-                                                  .dim(set.dim)
-                                                  .ffn_dim(4 * set.dim)
-                                                  .layers(set.layers)
-                                                  .max_positions(set.segment))});
+            runs.push_back({method, static_cast<std::uint64_t>(seed), make_model()});
         }
 
     // ---- 3. Training and scoring; runs are shared among threads.
     Hash64 identity; // of what the figures depend on
     identity.add(std::as_bytes(std::span(train_tokens))).add(std::as_bytes(std::span(test_tokens)));
+    if (!options.model.empty()) identity.add(nn::weights_hash(*make_model()));
+    identity.add(std::as_bytes(std::span(&set.training.learning_rate, 1)));
     for (const index_t n : {set.training.steps, set.training.batch, set.dim, set.layers, set.segment})
         identity.add(std::as_bytes(std::span(&n, 1)));
     TrimeReport report(folder, identity.text(), set.sizes);
@@ -142,7 +127,7 @@ int run(const Options& options) {
                 for (const double sharpness : set.sharpness) {
                     nn::TrimeScoring& m = mixed.emplace_back(joint);
                     m.external = external, m.lambda = share;
-                    m.interpolation_temperature = std::sqrt(double(set.dim)) / sharpness;
+                    m.interpolation_temperature = std::sqrt(double(store.key_dim())) / sharpness;
                 }
         figures["mixed"] = tuned(mixed, &store).second;
         const std::scoped_lock lock(one_at_a_time);
@@ -152,8 +137,38 @@ int run(const Options& options) {
     // ---- 4. The table, the plot, and what must hold of the standard run.
     std::vector<std::string> names;
     for (const Method& method : methods) names.emplace_back(method.name);
-    report.finish(names, set.seeds, !quick && corpus.name == "eigen");
+    report.finish(names, set.seeds, !options.quick && options.model.empty() && corpus.name == "eigen");
     return report.passed() ? 0 : 1;
+}
+
+int run(const Options& options) {
+    Settings set;
+    const bool quick = options.quick;
+    if (quick) {
+        set.vocab = 300, set.dim = 32, set.layers = 1, set.seeds = 1, set.segment = 16, set.segments = 400;
+        set.windows.block_size = set.windows.context = 8;
+        set.valid = 64, set.test = 128, set.sizes = {32}, set.temperatures = {1};
+        set.shares = {0.2}, set.sharpness = {1};
+        set.entries = 400, set.k = 8, set.training.steps = 20, set.training.batch = 4;
+    }
+    if (options.seeds > 0) set.seeds = options.seeds;
+    if (options.steps > 0) set.training.steps = options.steps;
+    if (!options.model.empty()) set.training.learning_rate = 1e-4;
+    if (options.rate > 0) set.training.learning_rate = options.rate;
+    const Corpus corpus = read_corpora(options.paths)[0];
+    fs::create_directories(options.folder);
+    at::set_num_threads(1); // trainings run beside each other instead of matrix products
+    if (options.model.empty())
+        return compare(set, options, corpus, Bpe::learn(join(corpus.train), set.vocab), [&] {
+            return nn::TransformerLm(nn::TransformerLmOptions()
+                                         .vocab_size(set.vocab)
+                                         .dim(set.dim)
+                                         .ffn_dim(4 * set.dim)
+                                         .layers(set.layers)
+                                         .max_positions(set.segment));
+        });
+    return compare(set, options, corpus, FolderTokenizer(options.model),
+                   [&] { return nn::load_hugging_face(options.model); });
 }
 
 int main(int argc, char** argv) {
@@ -161,10 +176,12 @@ int main(int argc, char** argv) {
     CLI::App app("Trains a language model with in-batch memories, and scores text with and without them.");
     Options options;
     app.add_option("folder", options.folder, "what was computed, and the results")->capture_default_str();
+    app.add_option("--model", options.model, "GPT-2 or OPT in a Hugging Face folder, to be tuned further");
     app.add_option("--text", options.paths.text, "files or folders to train on, instead of Eigen's headers");
     app.add_option("--test", options.paths.test, "files to evaluate on, instead of a part of the text");
     app.add_option("--seeds", options.seeds, "starts and orders per method; default: 3")->check(CLI::Range(1, 100));
     app.add_option("--steps", options.steps, "of each training; default: 800")->check(CLI::Range(1, 1000000));
+    app.add_option("--rate", options.rate, "of learning; default: 3e-3, with --model 1e-4")->check(CLI::PositiveNumber);
     app.add_option("--threads", options.threads, "trainings at a time")
         ->check(CLI::Range(1, 1024))
         ->capture_default_str();

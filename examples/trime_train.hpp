@@ -91,8 +91,9 @@ struct Training {
     double cross_sentence = 0.9; // share of the batches whose tokens see other segments only
 };
 
-inline void train(nn::TransformerLm model, const Segments& segments, const Method& method, const Training& training,
-                  std::uint64_t seed, const std::function<void()>& tick) {
+template <class ModelT>
+void train(ModelT model, const Segments& segments, const Method& method, const Training& training, std::uint64_t seed,
+           const std::function<void()>& tick) {
     torch::optim::AdamW optimizer(model->parameters(),
                                   torch::optim::AdamWOptions().betas({0.9, 0.95}).weight_decay(0.1));
     const index_t batches = static_cast<index_t>(method.order->size()) / training.batch;
@@ -130,7 +131,8 @@ struct Scored {
     std::vector<nn::TrimeWindow> windows;
     Hits found{}; // in the datastore, for the scored tokens one after another
 
-    Scored(const nn::TransformerLm& model, std::span<const std::int32_t> tokens, const WindowOptions& options) {
+    template <class ModelT>
+    Scored(const ModelT& model, std::span<const std::int32_t> tokens, const WindowOptions& options) {
         const at::NoGradGuard no_grad;
         ContextWindows source({tokens, {}}, options);
         WindowBatch batch;
@@ -188,7 +190,7 @@ inline double perplexity(const Scored& text, const nn::OutputLayer& output, cons
 }
 
 // The states of the first `entries` tokens of the training text with what followed.
-inline TokenStore<> remember(const nn::TransformerLm& model, const Segments& segments, index_t entries) {
+template <class ModelT> TokenStore<> remember(const ModelT& model, const Segments& segments, index_t entries) {
     const at::NoGradGuard no_grad;
     TokenStore<> store(model->width(model->tap("ffn_in")));
     for (index_t i = 0; i < segments.count() && store.size() < entries; ++i) {

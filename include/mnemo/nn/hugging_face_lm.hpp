@@ -3,6 +3,7 @@
 
 #include <mnemo/nn/adaptive_softmax.hpp>
 #include <mnemo/nn/key_value_cache.hpp>
+#include <mnemo/nn/output_layer.hpp>
 #include <mnemo/nn/tap.hpp>
 
 #include <functional>
@@ -219,6 +220,11 @@ class HuggingFaceLmImpl : public torch::nn::Module {
     }
     /// The output matrix [vocab_size, input_dim]; it may be the embedding.
     const at::Tensor& output_weight() const { return head_.weight; }
+    /// The same as losses and scorers of `prehead` take it; it may be trained through it.
+    OutputLayer output_layer() const {
+        if (head_.bias.defined()) fail(description(), ": output layer: expected one without bias, got one with it");
+        return {head_.weight, {}, {}};
+    }
     /// Every weight under the name it was asked for by.
     const NamedWeights& weights() const { return weights_; }
 
