@@ -2,7 +2,7 @@
 // PEMA on real text: a small model learns to copy phrases from the comments of installed headers; a data owner, who
 // never sees the model, teaches it a house style for some words. The parties meet in files alone (nn/pema_offsite.hpp):
 // `--party owner`, `tuner` and `decoder` run one part each, without it all run in turn.
-#include "pema_base.hpp"
+#include "pema_model.hpp"
 #include "pema_report.hpp"
 
 #include <mnemo/nn/batch_host.hpp>
@@ -151,6 +151,10 @@ PemaRunScores decoder(const Settings& set, const Language& language, const Lines
 }
 
 int run(const Settings& set) {
+    if (!set.model.empty()) {
+        fs::create_directories(set.folder);
+        return adapt_model(set) ? 0 : 1;
+    }
     at::set_num_threads(1); // everything is small
     const Language language = read_language(set);
     const Lines lines = split(language, set);
@@ -176,6 +180,12 @@ int main(int argc, char** argv) {
     CLI::App app("Distils a text into a low-rank memory of a language model, and decodes with it.");
     Settings set;
     app.add_option("folder", set.folder, "what crosses between the parties, and the results")->capture_default_str();
+    app.add_option("--model", set.model, "GPT-2 or OPT in a Hugging Face folder, instead of training a small one");
+    app.add_option("--pairs", set.pairs, "JSON lines to adapt that model to, instead of the house style");
+    app.add_option("--source", set.source, "field of a pair")->capture_default_str();
+    app.add_option("--target", set.target, "field of a pair")->capture_default_str();
+    app.add_option("--prompt", set.prompt, "translation, formality, or a text with {} for the source")
+        ->capture_default_str();
     app.add_option("--party", set.party, "run one part alone")->check(CLI::IsMember({"owner", "tuner", "decoder"}));
     app.add_option("--seeds", set.seeds, "of model and training: so many runs")
         ->check(CLI::Range(1, 100))

@@ -13,6 +13,7 @@
 
 struct Settings {
     std::string folder = "pema.out", party;
+    std::string model, pairs, source = "source", target = "target", prompt = "{} ->"; // another model, other data
     index_t seeds = 3;
     bool quick = false;
     std::size_t words = 250, replaced = 6, adapting = 200, held_out = 60, test = 60;

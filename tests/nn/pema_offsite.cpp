@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "../folder.hpp"
 #include <mnemo/nn/batch_host.hpp>
+#include <mnemo/nn/hugging_face_lm.hpp>
 #include <mnemo/nn/pema_offsite.hpp>
 #include <mnemo/store/tokens.hpp>
 
@@ -145,6 +146,34 @@ TEST_CASE("a build that is interrupted goes on with the same result") {
                                               options);
                }),
                Catch::Contains("belongs to another host"));
+}
+
+TEST_CASE("padding moves no position of a hub's model: a row of a batch is the row alone") {
+    using Positions = HuggingFaceOptions::Positions;
+    for (const Positions kind : {Positions::learned, Positions::learned_by_mask, Positions::rotary}) {
+        HuggingFaceOptions o;
+        o.model_type = "any", o.vocab_size = 23, o.dim = o.input_dim = 16, o.ffn_dim = 32, o.layers = 2;
+        o.heads = o.kv_heads = 2, o.head_dim = 8, o.max_positions = 7, o.positions = kind; // as long as a text gets
+        torch::manual_seed(8);
+        BatchHost host(HuggingFaceLm(o, [](const std::string&, at::IntArrayRef shape) { return at::randn(shape); }));
+        const std::vector<std::int32_t> next{4, 5, 6, 7, 8};
+        const auto values = [](Rows rows, index_t row) {
+            return std::vector<float>(rows[row].begin(), rows[row].end());
+        };
+        std::vector<std::vector<float>> together, after;
+        const BatchStates first = host.start(PromptBatch(kPrompts, 1));
+        for (index_t i = 0; i < 5; ++i) together.push_back(values(first.states, i));
+        const BatchStates second = host.next(next);
+        for (index_t i = 0; i < 5; ++i) after.push_back(values(second.states, i));
+        for (std::size_t i = 0; i < 5; ++i) {
+            const auto same = [&](Rows got, const std::vector<float>& expected) {
+                for (std::size_t j = 0; j < expected.size(); ++j)
+                    CHECK(got[0][j] == Approx(expected[j]).epsilon(1e-4).margin(1e-4));
+            };
+            same(host.start(PromptBatch(std::span(kPrompts).subspan(i, 1), 1)).states, together[i]);
+            same(host.next(std::span(next).subspan(i, 1)).states, after[i]);
+        }
+    }
 }
 
 TEST_CASE("what crosses between the parties is what one of them alone would have made") {

@@ -104,7 +104,8 @@ template <class ModelT = TransformerLm> class BatchHost {
         for (std::size_t row = 0; row < tokens.size(); ++row) texts_[row].push_back(tokens[row]);
         if (stale_) return begin_anew();
         std::vector<std::int64_t> ids(tokens.begin(), tokens.end());
-        return newest(at::from_blob(ids.data(), {static_cast<std::int64_t>(ids.size()), 1}, at::kLong), {});
+        return newest(at::from_blob(ids.data(), {static_cast<std::int64_t>(ids.size()), 1}, at::kLong),
+                      static_cast<index_t>(texts_[0].size()) - 1);
     }
     /// Row i goes on as row from[i]; the texts are read again with the next token.
     void reorder(std::span<const index_t> from) {
@@ -124,7 +125,7 @@ template <class ModelT = TransformerLm> class BatchHost {
         const c10::InferenceMode inference;
         const at::Tensor ids = at::empty({texts.rows, texts.width}, at::kLong);
         std::copy(texts.ids.begin(), texts.ids.end(), ids.data_ptr<std::int64_t>());
-        states_ = plain(states(ids, texts.padding, {tap_}, nullptr)[0].flatten(0, 1));
+        states_ = plain(states(ids, texts.padding, 0, {tap_}, nullptr)[0].flatten(0, 1));
         return as_rows(states_);
     }
     void logits(Rows rows, MutRows out) const { multiply_head(output_, rows, out); }
@@ -137,17 +138,28 @@ template <class ModelT = TransformerLm> class BatchHost {
             return {Tap::hidden, model_->options().layers};
     }
     static at::Tensor plain(const at::Tensor& t) { return t.to(at::kCPU, at::kFloat).contiguous(); }
-    std::vector<at::Tensor> states(const at::Tensor& ids, const std::vector<index_t>& padding,
+    // Of columns `first` on: a text's own positions, however far its row is padded.
+    static at::Tensor positions(const std::vector<index_t>& padding, index_t first, index_t columns) {
+        const at::Tensor out = at::empty({static_cast<std::int64_t>(padding.size()), columns}, at::kLong);
+        auto* to = out.data_ptr<std::int64_t>();
+        for (const index_t row : padding)
+            for (index_t column = first; column < first + columns; ++column) *to++ = std::max<index_t>(column - row, 0);
+        return out;
+    }
+    // `ids` are columns `first` on of rows that begin with padding.
+    std::vector<at::Tensor> states(const at::Tensor& ids, const std::vector<index_t>& padding, index_t first,
                                    const std::vector<Tap>& taps, KeyValueCache* cache) const {
-        at::Tensor mask;
-        if (std::any_of(padding.begin(), padding.end(), [](index_t n) { return n > 0; })) {
+        at::Tensor mask, places;
+        const bool padded = std::any_of(padding.begin(), padding.end(), [](index_t n) { return n > 0; });
+        if (padded) places = positions(padding, first, ids.size(1)).to(device_);
+        if (padded && first == 0) { // a cache remembers what it was told
             mask = at::ones(ids.sizes(), at::kLong);
             for (std::size_t row = 0; row < padding.size(); ++row)
                 mask.select(0, static_cast<std::int64_t>(row)).narrow(0, 0, padding[row]).zero_();
             mask = mask.to(device_);
         }
         if constexpr (requires(const ModelT& m) { m->states(ids, taps, cache, {mask, {}, {}}); })
-            return model_->states(ids.to(device_), taps, cache, {mask, {}, {}});
+            return model_->states(ids.to(device_), taps, cache, {mask, places, {}});
         else
             return model_->states(ids.to(device_), taps, cache); // its pad id says what is padding
     }
@@ -158,11 +170,11 @@ template <class ModelT = TransformerLm> class BatchHost {
         auto* id = ids.data_ptr<std::int64_t>();
         for (const auto& t : texts_) id = std::copy(t.begin(), t.end(), id);
         cache_ = KeyValueCache(), stale_ = false;
-        return newest(ids, padding_);
+        return newest(ids, 0);
     }
-    BatchStates newest(const at::Tensor& ids, const std::vector<index_t>& padding) {
+    BatchStates newest(const at::Tensor& ids, index_t first) {
         const c10::InferenceMode inference;
-        const auto out = states(ids, padding, {tap_, Tap{Tap::prehead, 0}}, &cache_);
+        const auto out = states(ids, padding_, first, {tap_, Tap{Tap::prehead, 0}}, &cache_);
         states_ = plain(out[0].select(1, ids.size(1) - 1)), head_in_ = plain(out[1].select(1, ids.size(1) - 1));
         return {as_rows(states_), as_rows(head_in_)};
     }
