@@ -6,6 +6,7 @@
 
 #include <mnemo/combine/bases.hpp>
 #include <mnemo/combine/choose_token.hpp>
+#include <mnemo/combine/gated_attention.hpp>
 #include <mnemo/combine/head.hpp>
 #include <mnemo/combine/interpolate.hpp>
 #include <mnemo/combine/joint_softmax.hpp>
@@ -13,6 +14,7 @@
 #include <mnemo/combine/token_votes.hpp>
 #include <mnemo/combine/unigram.hpp>
 #include <mnemo/extract/last_hidden.hpp>
+#include <mnemo/kernels/attend.hpp>
 #include <mnemo/kernels/choose_format.hpp>
 #include <mnemo/kernels/convert.hpp>
 #include <mnemo/kernels/cpu.hpp>
@@ -33,6 +35,7 @@
 #include <mnemo/kernels/score.hpp>
 #include <mnemo/kernels/select.hpp>
 #include <mnemo/kernels/visible.hpp>
+#include <mnemo/kernels/weighted_sum.hpp>
 #include <mnemo/loss/nll.hpp>
 #include <mnemo/papers/knn_lm.hpp>
 #include <mnemo/papers/knn_lm_explain.hpp>
@@ -48,11 +51,13 @@
 #include <mnemo/retrieve/first_hits.hpp>
 #include <mnemo/retrieve/lists.hpp>
 #include <mnemo/retrieve/nothing.hpp>
+#include <mnemo/retrieve/per_head.hpp>
 #include <mnemo/retrieve/recall_report.hpp>
 #include <mnemo/retrieve/recite.hpp>
 #include <mnemo/retrieve/rescore.hpp>
 #include <mnemo/retrieve/score_candidates.hpp>
 #include <mnemo/store/both.hpp>
+#include <mnemo/store/chunk_ring.hpp>
 #include <mnemo/store/low_rank.hpp>
 #include <mnemo/store/packed.hpp>
 #include <mnemo/store/ring.hpp>

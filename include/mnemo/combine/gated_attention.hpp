@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <mnemo/core/executor.hpp>
+#include <mnemo/kernels/attend.hpp>
+#include <mnemo/retrieve/per_head.hpp>
+#include <mnemo/store/chunk_ring.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <span>
+#include <vector>
+
+namespace mnemo {
+
+/// The base of a memory inside an attention layer: what local attention gave, by head, before the output projection.
+struct HeadOutputs {
+    MutRows rows;                 // [queries, heads * head_dim], in place
+    std::span<const float> gates; // [heads], in [0, 1]: the share of memory
+};
+
+/// Gradients that go with HeadOutputs; all are added to but `local`, which is written.
+struct HeadGradients {
+    MutRows queries;        // [queries, heads * head_dim], of the unscaled queries
+    MutRows local;          // of what local attention gave; may be the gradient of the result itself
+    std::span<float> gates; // [heads]
+};
+
+/// Attention over the tokens of the recalled chunks, mixed with local attention by a gate a head:
+/// (1 - gate) * local + gate * softmax(scale * q k) v. Queries that recalled nothing keep local attention alone.
+/// Chunks are read by id where the ring has them; backward computes the probabilities anew. The queries are those that
+/// searched: neither scaled nor given a position.
+template <Executor X = Serial> struct GatedAttention {
+    float scale = 0; // of the logits; 0: head_dim^-1/2
+    /// Queries that recalled fewer chunks attend so many in all, keys and values of the missing ones being zero: the
+    /// published implementation's way. 0: only what was recalled.
+    index_t filled_to = 0;
+    [[no_unique_address]] X executor{};
+
+    template <KeyElement T>
+    void combine(HeadOutputs& base, const Reading<Rows, HeadHits, ChunkRing<T>>& reading) const {
+        const ChunkRing<T>& ring = reading.store;
+        check(base.rows, base.gates.size(), reading);
+        constexpr index_t block = 64; // queries of a task
+        const index_t n = reading.queries.rows, blocks = (n + block - 1) / block;
+        executor.run(ring.heads() * blocks, [&](index_t task, index_t) {
+            const index_t head = task / blocks, first = task % blocks * block;
+            Buffers<T> buffers(ring, head);
+            const float gate = base.gates[static_cast<std::size_t>(head)];
+            for (index_t i = first; i < std::min(first + block, n); ++i) {
+                if (!buffers.see(reading.recall[head].ids(i), filled_to)) continue;
+                const auto out = part(base.rows, i, head, ring.head_dim());
+                for (float& x : out) x *= 1 - gate;
+                buffers.scaled(part(reading.queries, i, head, ring.head_dim()), scale_for(ring));
+                buffers.rows.forward(buffers.query, gate, out, buffers.p);
+            }
+        });
+    }
+
+    /// `local` [queries, heads * head_dim] is what local attention gave, `grad_out` the gradient of the result.
+    template <KeyElement T>
+    void backward(Rows local, std::span<const float> gates, Rows grad_out,
+                  const Reading<Rows, HeadHits, ChunkRing<T>>& reading, HeadGradients grads) const {
+        const ChunkRing<T>& ring = reading.store;
+        check(local, gates.size(), reading), check(grad_out, grads.gates.size(), reading);
+        check(grads.queries, gates.size(), reading), check(grads.local, gates.size(), reading);
+        const index_t d = ring.head_dim();
+        executor.run(ring.heads(), [&](index_t head, index_t) { // a gate is of one task: the same sum for any threads
+            Buffers<T> buffers(ring, head);
+            std::vector<float> query_grad(static_cast<std::size_t>(d));
+            const float gate = gates[static_cast<std::size_t>(head)], by = scale_for(ring);
+            double gate_grad = 0;
+            for (index_t i = 0; i < reading.queries.rows; ++i) {
+                const auto go = part(grad_out, i, head, d), before = part(local, i, head, d);
+                const auto to = part(grads.local, i, head, d), query = part(grads.queries, i, head, d);
+                if (!buffers.see(reading.recall[head].ids(i), filled_to)) {
+                    std::copy(go.begin(), go.end(), to.begin()); // no gate
+                    continue;
+                }
+                buffers.scaled(part(reading.queries, i, head, d), by);
+                std::fill(query_grad.begin(), query_grad.end(), 0.0f);
+                buffers.grads.resize(buffers.p.size());
+                gate_grad += buffers.rows.backward(buffers.query, gate, go, query_grad, buffers.p, buffers.grads);
+                for (std::size_t j = 0; j < go.size(); ++j) {
+                    gate_grad -= double{go[j]} * double{before[j]};
+                    query[j] += by * query_grad[j];
+                    to[j] = (1 - gate) * go[j];
+                }
+            }
+            grads.gates[static_cast<std::size_t>(head)] += static_cast<float>(gate_grad);
+        });
+    }
+
+  private:
+    // One task's: the token rows that a query sees, and room for its numbers.
+    template <class T> struct Buffers {
+        AttendRows<T> rows;
+        index_t chunk;
+        std::vector<index_t> ids;
+        std::vector<float> query, p, grads;
+
+        Buffers(const ChunkRing<T>& ring, index_t head)
+            : rows{ring.keys(head), ring.values(head), {}, {}, 0}, chunk(ring.options().chunk) {}
+
+        // False where there is nothing.
+        bool see(std::span<const index_t> slots, index_t in_all) {
+            ids.clear();
+            for (const index_t slot : slots)
+                for (index_t t = 0; t < chunk; ++t) ids.push_back(slot * chunk + t);
+            p.resize(ids.size());
+            rows.ids = ids;
+            const bool empty = rows.keys.rows == 0; // of an empty memory nothing is missing
+            rows.zeros = empty ? 0 : std::max<index_t>(in_all - static_cast<index_t>(slots.size()), 0) * chunk;
+            return !ids.empty() || rows.zeros > 0;
+        }
+        void scaled(std::span<const float> q, float by) {
+            query.assign(q.begin(), q.end());
+            for (float& x : query) x *= by;
+        }
+    };
+
+    template <class T> static std::span<T> part(MatrixView<T> rows, index_t i, index_t head, index_t d) {
+        return rows[i].subspan(static_cast<std::size_t>(head * d), static_cast<std::size_t>(d));
+    }
+    template <class T> float scale_for(const ChunkRing<T>& ring) const {
+        return scale != 0 ? scale : 1 / std::sqrt(static_cast<float>(ring.head_dim()));
+    }
+    template <class T>
+    static void check(Rows rows, std::size_t gates, const Reading<Rows, HeadHits, ChunkRing<T>>& reading) {
+        expect_equal("GatedAttention: rows", rows.rows, reading.queries.rows);
+        expect_equal("GatedAttention: width of the rows", rows.cols, reading.store.key_dim());
+        expect_equal("GatedAttention: width of the queries", reading.queries.cols, reading.store.key_dim());
+        expect_equal("GatedAttention: gates", static_cast<index_t>(gates), reading.store.heads());
+        expect_equal("GatedAttention: recalled rows", reading.recall.rows(), reading.queries.rows);
+    }
+};
+
+} // namespace mnemo
