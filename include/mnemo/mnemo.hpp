@@ -41,6 +41,7 @@
 #include <mnemo/papers/knn_lm_explain.hpp>
 #include <mnemo/papers/knn_lm_sample.hpp>
 #include <mnemo/papers/knn_lm_sweep.hpp>
+#include <mnemo/papers/long_mem.hpp>
 #include <mnemo/papers/pema.hpp>
 #include <mnemo/papers/trime.hpp>
 #include <mnemo/retrieve/any.hpp>
@@ -73,6 +74,7 @@
 #include <mnemo/text/hash.hpp>
 #include <mnemo/text/llama_tokenizer.hpp>
 #include <mnemo/text/merge_pairs.hpp>
+#include <mnemo/text/passages.hpp>
 #include <mnemo/text/remaining.hpp>
 #include <mnemo/text/shards.hpp>
 #include <mnemo/text/special_tokens.hpp>
