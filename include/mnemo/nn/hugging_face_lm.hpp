@@ -2,6 +2,7 @@
 #pragma once
 
 #include <mnemo/nn/adaptive_softmax.hpp>
+#include <mnemo/nn/alibi.hpp>
 #include <mnemo/nn/key_value_cache.hpp>
 #include <mnemo/nn/output_layer.hpp>
 #include <mnemo/nn/tap.hpp>
@@ -17,7 +18,8 @@ namespace mnemo::nn {
 
 /// What the architectures of HuggingFaceLm differ in; hugging_face.hpp fills it from a config.
 struct HuggingFaceOptions {
-    enum class Positions { learned, learned_by_mask, rotary }; // by_mask: the n-th token that is not padding has row n
+    // by_mask: the n-th token that is not padding has row n; alibi: a bias for each head that grows with the column
+    enum class Positions { learned, learned_by_mask, rotary, alibi };
 
     std::string model_type; // "gpt2", "opt", "bert" or "llama"; nothing is computed from it
     std::int64_t vocab_size = 0, dim = 0, ffn_dim = 0, layers = 0, heads = 0;
@@ -30,6 +32,7 @@ struct HuggingFaceOptions {
     double rotary_base = 10000;
     std::int64_t segments = 0; // rows of segment embeddings; 0: none
     bool causal = true;
+    bool parallel = false;    // feed-forward beside attention: both read one norm, both are added
     bool norm_first = true;   // norms before attention and feed-forward, not after the additions
     bool rms_norm = false;    // x / root mean square * w, not LayerNorm
     bool norm_weights = true; // false: norms without weight and bias
@@ -86,8 +89,7 @@ class HuggingFaceLmImpl : public torch::nn::Module {
         };
         const std::int64_t d = o.dim, q = o.heads * o.head_dim, kv = o.kv_heads * o.head_dim;
         tokens_ = add("tokens.weight", {o.vocab_size, o.input_dim});
-        if (o.positions != HuggingFaceOptions::Positions::rotary)
-            positions_ = add("positions.weight", {o.max_positions + o.position_offset, d});
+        if (learned_positions()) positions_ = add("positions.weight", {o.max_positions + o.position_offset, d});
         if (o.segments > 0) segments_ = add("segments.weight", {o.segments, d});
         if (o.embedding_norm) embedding_norm_ = norm("embedding_norm", d);
         if (o.input_dim != d) project_in_ = linear("project_in", d, o.input_dim, false);
@@ -99,7 +101,7 @@ class HuggingFaceLmImpl : public torch::nn::Module {
             layer.key = linear(prefix + "key", kv, d, o.attention_bias);
             layer.value = linear(prefix + "value", kv, d, o.attention_bias);
             layer.out = linear(prefix + "out", d, q, o.attention_bias);
-            layer.norm2 = norm(prefix + "norm2", d);
+            if (!o.parallel) layer.norm2 = norm(prefix + "norm2", d);
             if (o.gated) layer.gate = linear(prefix + "gate", o.ffn_dim, d, o.ffn_bias);
             layer.up = linear(prefix + "up", o.ffn_dim, d, o.ffn_bias);
             layer.down = linear(prefix + "down", d, o.ffn_dim, o.ffn_bias);
@@ -140,7 +142,7 @@ class HuggingFaceLmImpl : public torch::nn::Module {
         std::int64_t attended = cache != nullptr ? last : -1, fed = -1;
         bool head = false;
         for (const Tap tap : taps) {
-            if (tap.point == Tap::ffn_in) attended = std::max(attended, tap.layer);
+            if (tap.point == Tap::ffn_in || tap.projection()) attended = std::max(attended, tap.layer);
             if (tap.point == Tap::hidden) fed = std::max(fed, tap.layer - 1);
             head |= tap.point == Tap::prehead;
         }
@@ -161,18 +163,23 @@ class HuggingFaceLmImpl : public torch::nn::Module {
         const at::Tensor positions = position_numbers(tokens, past, padding, info.positions);
         at::Tensor x = embed(tokens, positions, info.segments);
         take({Tap::hidden, 0}, x);
-        const at::Tensor mask = attention_mask(x, past, rows, padding);
+        const at::Tensor mask = with_alibi(attention_mask(x, past, rows, padding), x, past + rows, padding);
         const auto rotation = rotary_angles(positions);
         for (std::int64_t i = 0; i <= attended; ++i) {
             const Layer& layer = layers_[static_cast<std::size_t>(i)];
-            const at::Tensor read = attend(layer, options_.norm_first ? layer.norm1(x) : x, mask, rotation,
-                                           [&](const at::Tensor& k, const at::Tensor& v) {
-                                               if (cache == nullptr) return std::pair{k, v};
-                                               const at::NoGradGuard no_grad;
-                                               return cache->append(static_cast<std::size_t>(i), k, v);
-                                           });
+            const at::Tensor y = options_.norm_first ? layer.norm1(x) : x;
+            const at::Tensor read = attend(
+                layer, y, mask, rotation,
+                [&](Tap::Point point, const at::Tensor& t) {
+                    take({point, i}, t);
+                },
+                [&](const at::Tensor& k, const at::Tensor& v) {
+                    if (cache == nullptr) return std::pair{k, v};
+                    const at::NoGradGuard no_grad;
+                    return cache->append(static_cast<std::size_t>(i), k, v);
+                });
             x = options_.norm_first ? x + read : layer.norm1(x + read);
-            const at::Tensor in = options_.norm_first ? layer.norm2(x) : x;
+            const at::Tensor in = options_.parallel ? y : options_.norm_first ? layer.norm2(x) : x;
             take({Tap::ffn_in, i}, in);
             if (i == attended && i > fed) break;
             x = options_.norm_first ? x + feed_forward(layer, in) : layer.norm2(x + feed_forward(layer, in));
@@ -187,8 +194,12 @@ class HuggingFaceLmImpl : public torch::nn::Module {
         }
         return out;
     }
-    Tap tap(std::string_view name) const { return Tap::parse(name, options_.layers); }
-    std::int64_t width(Tap tap) const { return tap.point == Tap::prehead ? options_.input_dim : options_.dim; }
+    Tap tap(std::string_view name) const { return Tap::parse(name, options_.layers, true); }
+    std::int64_t width(Tap tap) const {
+        if (tap.point == Tap::query) return options_.heads * options_.head_dim;
+        if (tap.projection()) return options_.kv_heads * options_.head_dim;
+        return tap.point == Tap::prehead ? options_.input_dim : options_.dim;
+    }
 
     /// prehead [..., input_dim] -> logits [..., vocab_size].
     at::Tensor logits(const at::Tensor& prehead) const { return head_(prehead); }
@@ -286,6 +297,7 @@ class HuggingFaceLmImpl : public torch::nn::Module {
         if (o.heads % o.kv_heads != 0) fail("kv_heads: expected a divisor of ", o.heads, " heads, got ", o.kv_heads);
         if (o.positions == HuggingFaceOptions::Positions::rotary && o.head_dim % 2 != 0)
             fail("head_dim: expected an even number, as values are rotated in pairs, got ", o.head_dim);
+        if (o.parallel && !o.norm_first) fail("parallel: expected norms first, got norms behind");
         if (!(o.norm_epsilon >= 0)) fail("norm_epsilon: expected at least 0, got ", o.norm_epsilon);
         if (!(o.rotary_base > 0)) fail("rotary_base: expected a positive number, got ", o.rotary_base);
     }
@@ -296,6 +308,10 @@ class HuggingFaceLmImpl : public torch::nn::Module {
             if (id < first || id >= end) fail(what, ": expected numbers from ", first, " to ", end - 1, ", got ", id);
     }
 
+    bool learned_positions() const {
+        return options_.positions == HuggingFaceOptions::Positions::learned ||
+               options_.positions == HuggingFaceOptions::Positions::learned_by_mask;
+    }
     // [rows] or [batch, rows], of the new tokens.
     at::Tensor position_numbers(const at::Tensor& tokens, std::int64_t past, const at::Tensor& padding,
                                 const at::Tensor& given) const {
@@ -308,8 +324,7 @@ class HuggingFaceLmImpl : public torch::nn::Module {
         } else if (!given.defined()) {
             numbers = at::arange(past, past + rows, tokens.options());
         }
-        if (options_.positions != HuggingFaceOptions::Positions::rotary)
-            check_range("positions", numbers, -options_.position_offset, options_.max_positions);
+        if (learned_positions()) check_range("positions", numbers, -options_.position_offset, options_.max_positions);
         return numbers;
     }
     at::Tensor embed(const at::Tensor& tokens, const at::Tensor& positions, const at::Tensor& segments) const {
@@ -344,14 +359,24 @@ class HuggingFaceLmImpl : public torch::nn::Module {
                                     .masked_fill_(hidden, std::numeric_limits<float>::lowest());
         return (mask.dim() == 2 ? mask.unsqueeze(0) : mask).unsqueeze(1);
     }
+    // [1 or batch, heads, rows, columns] where there is ALiBi. Beside the lowest number of a mask a bias is nothing.
+    at::Tensor with_alibi(const at::Tensor& mask, const at::Tensor& x, std::int64_t columns,
+                          const at::Tensor& padding) const {
+        if (options_.positions != HuggingFaceOptions::Positions::alibi) return mask;
+        const at::Tensor real = padding.defined() ? padding.logical_not() : at::ones({1, columns}, x.options());
+        const at::Tensor bias = alibi_bias(real.detach(), options_.heads);
+        return mask.defined() ? mask + bias : bias;
+    }
     at::Tensor attend(const Layer& layer, const at::Tensor& x, const at::Tensor& mask, const Rotation& rotate,
-                      auto&& append) const {
+                      auto&& tapped, auto&& append) const {
         const std::int64_t batch = x.size(0), rows = x.size(1), width = options_.head_dim, kv = options_.kv_heads;
         const auto heads = [&](const at::Tensor& t) { // [batch, heads, rows, width]
             return t.view({batch, rows, -1, width}).transpose(1, 2);
         };
-        const at::Tensor q = rotate(heads(layer.query(x))) * layer.scale;
-        const auto [k, v] = append(rotate(heads(layer.key(x))), heads(layer.value(x)));
+        const at::Tensor query = layer.query(x), key = layer.key(x), value = layer.value(x);
+        tapped(Tap::query, query), tapped(Tap::key, key), tapped(Tap::value, value);
+        const at::Tensor q = rotate(heads(query)) * layer.scale;
+        const auto [k, v] = append(rotate(heads(key)), heads(value));
         // Heads that share keys lie one after another: [batch, kv heads, heads of each * rows, width].
         at::Tensor scores = at::matmul(q.reshape({batch, kv, -1, width}), k.transpose(2, 3));
         scores = scores.view({batch, options_.heads, rows, k.size(2)});
@@ -383,7 +408,7 @@ inline std::string options_text(const HuggingFaceLmImpl& model) {
                 ' ', o.position_offset, ' ', o.rotary_base, ' ', o.segments, ' ', o.causal, o.norm_first, o.rms_norm,
                 o.norm_weights, ' ', o.norm_epsilon, ' ', o.embedding_norm, o.final_norm, o.attention_bias, o.ffn_bias,
                 o.gated, ' ', o.activation, ' ', o.attention_scale, ' ', o.attention_scale_layer, o.head_transform,
-                o.head_bias, o.tied_head);
+                o.head_bias, o.tied_head, o.parallel ? " parallel" : "");
 }
 
 } // namespace mnemo::nn
