@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <mnemo/nn/adaptive_input.hpp>
+#include <mnemo/nn/alibi.hpp>
+#include <mnemo/nn/gated_attention.hpp>
+
+#include <torch/nn/module.h>
+#include <torch/nn/pimpl.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace mnemo::nn {
+
+struct SideNetworkOptions {
+    std::int64_t dim = 0, ffn_dim = 0, heads = 0, layers = 0;
+    std::int64_t memory_layer = 0; // the one that reads memory, from 0
+    double norm_epsilon = 1e-5;
+    double dropout = 0, attention_dropout = 0; // while training: of the feed-forward's output, of local probabilities
+    /// The published implementation's way: where memory is read, padding is not masked.
+    bool reference = false;
+};
+
+/// LongMem's side network (Wang et al. 2023): layers that run beside a frozen backbone, each of which also takes what
+/// the backbone's layers at its height added. One norm a layer, attention and feed-forward in parallel, ALiBi; the
+/// memory layer mixes in what was recalled. Weights have the published names: `layers.N.` + `self_attn.q_proj.weight`,
+/// `k_proj`, `v_proj`, `out_proj`, `fc1.weight`, `fc1.bias`, `fc2`, `ln_1`; `layers.M.self_attn.memory_bias`;
+/// `layer_norm`.
+class SideNetworkImpl : public torch::nn::Module {
+  public:
+    using Weights = std::function<at::Tensor(const std::string& name, at::IntArrayRef shape)>;
+    /// Recalls for queries [batch * rows, dim] of the memory layer; may return nothing.
+    using Recall = std::function<SharedReading(const at::Tensor& queries)>;
+
+    SideNetworkImpl(SideNetworkOptions options, const Weights& weights) : options_(options) {
+        const auto& o = options_;
+        for (const auto& [name, n] : {std::pair{"dim", o.dim}, std::pair{"ffn_dim", o.ffn_dim},
+                                      std::pair{"heads", o.heads}, std::pair{"layers", o.layers}})
+            if (n < 1) fail("side network, ", name, ": expected at least 1, got ", n);
+        if (o.dim % o.heads != 0) fail("side network, heads: expected a divisor of ", o.dim, ", got ", o.heads);
+        if (o.memory_layer < 0 || o.memory_layer >= o.layers)
+            fail("side network, memory_layer: expected 0 to ", o.layers - 1, ", got ", o.memory_layer);
+        const auto add = [&](const std::string& name, at::IntArrayRef shape) {
+            std::string registered = name;
+            std::replace(registered.begin(), registered.end(), '.', '_');
+            weights_.emplace_back(name, register_parameter(registered, weights(name, shape).clone()));
+            return weights_.back().second;
+        };
+        for (std::int64_t i = 0; i < o.layers; ++i) {
+            const std::string at = text("layers.", i, ".");
+            Layer layer;
+            if (i == o.memory_layer) layer.memory_bias = add(at + "self_attn.memory_bias", {o.heads});
+            layer.k = add(at + "self_attn.k_proj.weight", {o.dim, o.dim});
+            layer.v = add(at + "self_attn.v_proj.weight", {o.dim, o.dim});
+            layer.q = add(at + "self_attn.q_proj.weight", {o.dim, o.dim});
+            layer.out = add(at + "self_attn.out_proj.weight", {o.dim, o.dim});
+            layer.fc1 = add(at + "fc1.weight", {o.ffn_dim, o.dim}), layer.fc1_bias = add(at + "fc1.bias", {o.ffn_dim});
+            layer.fc2 = add(at + "fc2.weight", {o.dim, o.ffn_dim}), layer.fc2_bias = add(at + "fc2.bias", {o.dim});
+            layer.norm = add(at + "ln_1.weight", {o.dim}), layer.norm_bias = add(at + "ln_1.bias", {o.dim});
+            layers_.push_back(layer);
+        }
+        norm_ = add("layer_norm.weight", {o.dim}), norm_bias_ = add("layer_norm.bias", {o.dim});
+    }
+
+    /// hidden: layers + 1 states [batch, rows, dim] of the backbone, every so many layers apart, the last one behind
+    /// its final norm. mask [batch, rows], 0 is padding; undefined: none. Returns what the output matrix reads.
+    at::Tensor forward(const std::vector<at::Tensor>& hidden, const at::Tensor& mask, const Recall& recall) const {
+        if (static_cast<std::int64_t>(hidden.size()) != options_.layers + 1)
+            fail("side network: expected ", options_.layers + 1, " states of the backbone, got ", hidden.size());
+        at::Tensor z = hidden[0];
+        const at::Tensor bias = local_bias(z, mask, true), unmasked = local_bias(z, mask, false);
+        for (std::int64_t i = 0; i < options_.layers; ++i) {
+            const auto at = static_cast<std::size_t>(i);
+            z = layer(i, z, hidden[at + 1] - hidden[at], bias, unmasked, recall);
+        }
+        return at::layer_norm(z, {options_.dim}, norm_, norm_bias_, options_.norm_epsilon);
+    }
+
+    /// One layer: z [batch, rows, dim] -> the same. `bias` is added to the logits of local attention, [1 or batch,
+    /// heads or 1, rows or 1, rows]; `unmasked_bias` in its place where memory is read in the reference's way.
+    at::Tensor layer(std::int64_t i, const at::Tensor& z, const at::Tensor& residual, const at::Tensor& bias,
+                     const at::Tensor& unmasked_bias, const Recall& recall) const {
+        const Layer& w = layers_[static_cast<std::size_t>(i)];
+        const at::Tensor y = at::layer_norm(z, {options_.dim}, w.norm, w.norm_bias, options_.norm_epsilon);
+        const at::Tensor fed = at::linear(at::gelu(at::linear(y, w.fc1, w.fc1_bias)), w.fc2, w.fc2_bias);
+        return at::dropout(fed, options_.dropout, is_training()) + attend(i, y, bias, unmasked_bias, recall) +
+               residual + z;
+    }
+
+    /// Attention of layer i on its normed input y [batch, rows, dim].
+    at::Tensor attend(std::int64_t i, const at::Tensor& y, const at::Tensor& bias, const at::Tensor& unmasked_bias,
+                      const Recall& recall) const {
+        const Layer& w = layers_[static_cast<std::size_t>(i)];
+        const std::int64_t batch = y.size(0), rows = y.size(1), d = options_.dim / options_.heads;
+        const auto heads = [&](const at::Tensor& t) {
+            return t.view({batch, rows, options_.heads, d}).transpose(1, 2);
+        };
+        const at::Tensor query = at::linear(y, w.q); // searches and attends
+        SharedReading reading;
+        if (i == options_.memory_layer && recall) reading = recall(query.detach().view({batch * rows, options_.dim}));
+        const bool remembers = reading && !reading->empty();
+        const at::Tensor scaled = heads(query) / std::sqrt(static_cast<double>(d));
+        const at::Tensor logits = at::matmul(scaled, heads(at::linear(y, w.k)).transpose(2, 3)) +
+                                  (remembers && options_.reference ? unmasked_bias : bias);
+        const at::Tensor p = at::dropout(at::softmax(logits, -1), options_.attention_dropout, is_training());
+        at::Tensor out = at::matmul(p, heads(at::linear(y, w.v))).transpose(1, 2).reshape({batch * rows, options_.dim});
+        if (remembers) out = gated_attention(out, query.view({batch * rows, options_.dim}), w.memory_bias, reading);
+        return at::linear(out.view({batch, rows, options_.dim}), w.out);
+    }
+
+    const SideNetworkOptions& options() const { return options_; }
+    const NamedWeights& weights() const { return weights_; }
+
+  private:
+    struct Layer {
+        at::Tensor q, k, v, out, memory_bias, fc1, fc1_bias, fc2, fc2_bias, norm, norm_bias;
+    };
+    // ALiBi and what may not be seen. The lowest number and not -inf, with which a row that sees nothing would be NaN.
+    at::Tensor local_bias(const at::Tensor& x, const at::Tensor& mask, bool mask_padding) const {
+        const std::int64_t rows = x.size(1);
+        const at::Tensor real = mask.defined() ? mask : at::ones({1, rows}, x.options().requires_grad(false));
+        at::Tensor hidden = at::ones({rows, rows}, at::TensorOptions(at::kBool)).triu(1).view({1, 1, rows, rows});
+        if (mask_padding && mask.defined()) hidden = hidden.logical_or(mask.eq(0).view({mask.size(0), 1, 1, rows}));
+        return at::zeros(hidden.sizes(), x.options().requires_grad(false))
+                   .masked_fill_(hidden, std::numeric_limits<float>::lowest()) +
+               alibi_bias(real, options_.heads);
+    }
+
+    SideNetworkOptions options_;
+    std::vector<Layer> layers_;
+    at::Tensor norm_, norm_bias_;
+    NamedWeights weights_;
+};
+TORCH_MODULE(SideNetwork);
+
+} // namespace mnemo::nn
