@@ -2,8 +2,8 @@
 #pragma once
 
 #include <mnemo/nn/adaptive_input.hpp>
-#include <mnemo/nn/alibi.hpp>
 #include <mnemo/nn/gated_attention.hpp>
+#include <mnemo/nn/local_attention.hpp>
 
 #include <torch/nn/module.h>
 #include <torch/nn/pimpl.h>
@@ -11,7 +11,6 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
-#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
@@ -74,7 +73,10 @@ class SideNetworkImpl : public torch::nn::Module {
         if (static_cast<std::int64_t>(hidden.size()) != options_.layers + 1)
             fail("side network: expected ", options_.layers + 1, " states of the backbone, got ", hidden.size());
         at::Tensor z = hidden[0];
-        const at::Tensor bias = local_bias(z, mask, true), unmasked = local_bias(z, mask, false);
+        const bool padded = mask.defined();
+        const at::Tensor real = padded ? mask : at::ones({1, z.size(1)}, z.options().requires_grad(false));
+        const LocalBias bias = causal_alibi_bias(real, options_.heads);
+        const LocalBias unmasked = padded && options_.reference ? causal_alibi_bias(real, options_.heads, false) : bias;
         for (std::int64_t i = 0; i < options_.layers; ++i) {
             const auto at = static_cast<std::size_t>(i);
             z = layer(i, z, hidden[at + 1] - hidden[at], bias, unmasked, recall);
@@ -82,36 +84,33 @@ class SideNetworkImpl : public torch::nn::Module {
         return at::layer_norm(z, {options_.dim}, norm_, norm_bias_, options_.norm_epsilon);
     }
 
-    /// One layer: z [batch, rows, dim] -> the same. `bias` is added to the logits of local attention, [1 or batch,
-    /// heads or 1, rows or 1, rows]; `unmasked_bias` in its place where memory is read in the reference's way.
-    at::Tensor layer(std::int64_t i, const at::Tensor& z, const at::Tensor& residual, const at::Tensor& bias,
-                     const at::Tensor& unmasked_bias, const Recall& recall) const {
+    /// One layer: z [batch, rows, dim] -> the same. `unmasked` is the bias in place of `bias` where memory is read in
+    /// the reference's way.
+    at::Tensor layer(std::int64_t i, const at::Tensor& z, const at::Tensor& residual, const LocalBias& bias,
+                     const LocalBias& unmasked, const Recall& recall) const {
         const Layer& w = layers_[static_cast<std::size_t>(i)];
         const at::Tensor y = at::layer_norm(z, {options_.dim}, w.norm, w.norm_bias, options_.norm_epsilon);
         const at::Tensor fed = at::linear(at::gelu(at::linear(y, w.fc1, w.fc1_bias)), w.fc2, w.fc2_bias);
-        return at::dropout(fed, options_.dropout, is_training()) + attend(i, y, bias, unmasked_bias, recall) +
-               residual + z;
+        return at::dropout(fed, options_.dropout, is_training()) + attend(i, y, bias, unmasked, recall) + residual + z;
     }
 
     /// Attention of layer i on its normed input y [batch, rows, dim].
-    at::Tensor attend(std::int64_t i, const at::Tensor& y, const at::Tensor& bias, const at::Tensor& unmasked_bias,
+    at::Tensor attend(std::int64_t i, const at::Tensor& y, const LocalBias& bias, const LocalBias& unmasked,
                       const Recall& recall) const {
         const Layer& w = layers_[static_cast<std::size_t>(i)];
-        const std::int64_t batch = y.size(0), rows = y.size(1), d = options_.dim / options_.heads;
-        const auto heads = [&](const at::Tensor& t) {
-            return t.view({batch, rows, options_.heads, d}).transpose(1, 2);
-        };
+        const std::int64_t n = y.size(0) * y.size(1), dim = options_.dim;
         const at::Tensor query = at::linear(y, w.q); // searches and attends
         SharedReading reading;
-        if (i == options_.memory_layer && recall) reading = recall(query.detach().view({batch * rows, options_.dim}));
+        if (i == options_.memory_layer && recall) reading = recall(query.detach().view({n, dim}));
         const bool remembers = reading && !reading->empty();
-        const at::Tensor scaled = heads(query) / std::sqrt(static_cast<double>(d));
-        const at::Tensor logits = at::matmul(scaled, heads(at::linear(y, w.k)).transpose(2, 3)) +
-                                  (remembers && options_.reference ? unmasked_bias : bias);
-        const at::Tensor p = at::dropout(at::softmax(logits, -1), options_.attention_dropout, is_training());
-        at::Tensor out = at::matmul(p, heads(at::linear(y, w.v))).transpose(1, 2).reshape({batch * rows, options_.dim});
-        if (remembers) out = gated_attention(out, query.view({batch * rows, options_.dim}), w.memory_bias, reading);
-        return at::linear(out.view({batch, rows, options_.dim}), w.out);
+        const LocalBias& own = remembers && options_.reference ? unmasked : bias;
+        const at::Tensor key = at::linear(y, w.k), value = at::linear(y, w.v);
+        const double scale = 1 / std::sqrt(static_cast<double>(dim / options_.heads));
+        const double dropout = is_training() ? options_.attention_dropout : 0;
+        at::Tensor out = dropout > 0 ? local_attention_composed(query, key, value, own, options_.heads, scale, dropout)
+                                     : local_attention(query, key, value, own, options_.heads, scale);
+        if (remembers) out = gated_attention(out.view({n, dim}), query.view({n, dim}), w.memory_bias, reading);
+        return at::linear(out.view(y.sizes()), w.out);
     }
 
     const SideNetworkOptions& options() const { return options_; }
@@ -121,16 +120,6 @@ class SideNetworkImpl : public torch::nn::Module {
     struct Layer {
         at::Tensor q, k, v, out, memory_bias, fc1, fc1_bias, fc2, fc2_bias, norm, norm_bias;
     };
-    // ALiBi and what may not be seen. The lowest number and not -inf, with which a row that sees nothing would be NaN.
-    at::Tensor local_bias(const at::Tensor& x, const at::Tensor& mask, bool mask_padding) const {
-        const std::int64_t rows = x.size(1);
-        const at::Tensor real = mask.defined() ? mask : at::ones({1, rows}, x.options().requires_grad(false));
-        at::Tensor hidden = at::ones({rows, rows}, at::TensorOptions(at::kBool)).triu(1).view({1, 1, rows, rows});
-        if (mask_padding && mask.defined()) hidden = hidden.logical_or(mask.eq(0).view({mask.size(0), 1, 1, rows}));
-        return at::zeros(hidden.sizes(), x.options().requires_grad(false))
-                   .masked_fill_(hidden, std::numeric_limits<float>::lowest()) +
-               alibi_bias(real, options_.heads);
-    }
 
     SideNetworkOptions options_;
     std::vector<Layer> layers_;

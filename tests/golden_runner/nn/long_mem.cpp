@@ -125,8 +125,8 @@ GOLDEN("longmem.joint_attention") {
     const index_t rows = fixture.integer("tgt_len"), batch = fixture.integer("bsz"), dim = fixture.integer("embed_dim");
     const index_t heads = fixture.integer("num_heads"), d = dim / heads;
     const nn::SideNetwork net = layer_in(fixture, "self_attn.");
-    at::Tensor bias = tensor_in(fixture, "in.position_encoding");
-    if (fixture.integer("causal") != 0) bias = bias + tensor_in(fixture, "in.attn_mask");
+    nn::LocalBias bias{tensor_in(fixture, "in.position_encoding"), {}};
+    if (fixture.integer("causal") != 0) bias.mask = tensor_in(fixture, "in.attn_mask").view({1, 1, rows, rows});
     // What was retrieved, as a bank for each row of the batch in which query t finds chunk t.
     std::vector<ChunkRing<half>> rings;
     nn::SharedReading reading;
@@ -164,13 +164,13 @@ GOLDEN("longmem.sidenet_layer") {
         fail("metadata `activation`: expected gelu_erf, got ", fixture.text("activation"));
     const index_t batch = fixture.integer("bsz");
     const nn::SideNetwork net = layer_in(fixture, "");
-    const at::Tensor unmasked =
-        tensor_in(fixture, "in.position_encoding") + tensor_in(fixture, "in.attn_mask"); // [batch, heads, rows, rows]
-    at::Tensor bias = unmasked;
+    const at::Tensor hidden = tensor_in(fixture, "in.attn_mask");
+    const nn::LocalBias unmasked{tensor_in(fixture, "in.position_encoding"),
+                                 hidden.view({1, 1, hidden.size(0), hidden.size(1)})};
+    nn::LocalBias bias = unmasked;
     if (fixture.integer("padded") != 0) {
-        const at::Tensor padding = ids_in(fixture, "in.padding_mask").ne(0);
-        bias =
-            unmasked.masked_fill(padding.view({batch, 1, 1, padding.size(1)}), -std::numeric_limits<float>::infinity());
+        const at::Tensor padding = ids_in(fixture, "in.padding_mask").ne(0).view({batch, 1, 1, hidden.size(1)});
+        bias.mask = at::where(padding, at::full({}, -std::numeric_limits<float>::infinity()), unmasked.mask);
     }
     nn::SharedReading reading;
     nn::SideNetworkImpl::Recall recall;
