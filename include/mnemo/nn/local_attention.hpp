@@ -15,41 +15,44 @@
 
 namespace mnemo::nn {
 
-/// What is added to the logits of local attention, in two parts, so that no [batch, heads, rows, rows] exists. Neither
-/// has a gradient.
+/// What is added to the logits of local attention, in parts, so that no [batch, heads, rows, rows] exists. It has no
+/// gradient.
 struct LocalBias {
-    at::Tensor columns; // [1 or batch, 1 or heads, 1, rows], such as ALiBi
-    at::Tensor mask;    // [1 or batch, 1, 1 or rows, rows]: 0, or what hides; undefined: nothing is hidden
+    at::Tensor columns;  // [1 or batch, 1 or heads, 1, rows], such as ALiBi
+    at::Tensor mask;     // [1 or batch, 1, 1 or rows, rows]: 0, or what hides; undefined: nothing is hidden
+    bool causal = false; // later columns are hidden, and not computed
 };
 
-/// ALiBi, and a mask of what comes later and of padding: the lowest number and not -inf, with which a row that sees
-/// nothing would be NaN. real [1 or batch, rows]: 0 is padding.
+/// ALiBi, and a mask of padding: the lowest number and not -inf, with which a row that sees nothing would be NaN. real
+/// [1 or batch, rows]: 0 is padding.
 inline LocalBias causal_alibi_bias(const at::Tensor& real, std::int64_t heads, bool hide_padding = true) {
-    const std::int64_t rows = real.size(1);
-    at::Tensor hidden = at::ones({rows, rows}, real.options().dtype(at::kBool)).triu(1).view({1, 1, rows, rows});
-    if (hide_padding) {
-        const at::Tensor padding = real.eq(0);
-        if (padding.any().item<bool>()) hidden = hidden.logical_or(padding.view({real.size(0), 1, 1, rows}));
-    }
-    return {alibi_bias(real, heads), at::zeros(hidden.sizes(), real.options().dtype(at::kFloat))
-                                         .masked_fill_(hidden, std::numeric_limits<float>::lowest())};
+    LocalBias bias{alibi_bias(real, heads), {}, true};
+    const at::Tensor padding = real.eq(0);
+    if (hide_padding && padding.any().item<bool>())
+        bias.mask = at::zeros(padding.sizes(), real.options().dtype(at::kFloat))
+                        .masked_fill_(padding, std::numeric_limits<float>::lowest())
+                        .view({real.size(0), 1, 1, real.size(1)});
+    return bias;
 }
 
 namespace detail {
 
-// Heads in blocks, so that a block's logits stay near; they are computed again for the backward pass.
+// What is later than its row, in a block of rows and the columns of the same tokens.
+inline at::Tensor later(std::int64_t rows) { return at::ones({rows, rows}, at::TensorOptions(at::kBool)).triu(1); }
+
+// Blocks of heads and rows, whose logits stay near and are computed again for the backward pass.
 struct LocalAttentionFunction : torch::autograd::Function<LocalAttentionFunction> {
     static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& q, const at::Tensor& k,
-                              const at::Tensor& v, const at::Tensor& columns, const at::Tensor& mask,
+                              const at::Tensor& v, const at::Tensor& columns, const at::Tensor& mask, bool causal,
                               std::int64_t heads, double scale) {
-        const Blocks blocks(q, k, v, {columns, mask}, heads, scale);
+        const Blocks blocks(q, k, v, {columns, mask, causal}, heads, scale);
         const at::Tensor out = at::empty_like(blocks.q);
-        blocks.visit([&](std::int64_t b, std::int64_t first, std::int64_t n) {
-            at::Tensor to = part(out, b, first, n);
-            at::bmm_out(to, blocks.probabilities(b, first, n), part(blocks.v, b, first, n));
+        blocks.visit([&](const Block& block) {
+            block.rows_of(out).copy_(at::bmm(blocks.probabilities(block), block.columns_of(blocks.v)));
         });
         context->save_for_backward({q, k, v, columns, mask});
         context->saved_data["heads"] = heads, context->saved_data["scale"] = scale;
+        context->saved_data["causal"] = causal;
         return merged(out);
     }
     static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
@@ -57,20 +60,20 @@ struct LocalAttentionFunction : torch::autograd::Function<LocalAttentionFunction
         const auto saved = context->get_saved_variables();
         const std::int64_t heads = context->saved_data["heads"].toInt();
         const double scale = context->saved_data["scale"].toDouble();
-        const Blocks blocks(saved[0], saved[1], saved[2], {saved[3], saved[4]}, heads, scale);
+        const Blocks blocks(saved[0], saved[1], saved[2], {saved[3], saved[4], context->saved_data["causal"].toBool()},
+                            heads, scale);
         const at::Tensor grad_out = split(upstream[0], heads);
-        const at::Tensor dq = at::empty_like(blocks.q), dk = at::empty_like(blocks.q), dv = at::empty_like(blocks.q);
-        blocks.visit([&](std::int64_t b, std::int64_t first, std::int64_t n) {
-            const auto own = [&](const at::Tensor& t) { return part(t, b, first, n); };
-            at::Tensor to_q = own(dq), to_k = own(dk), to_v = own(dv);
-            const at::Tensor p = blocks.probabilities(b, first, n), go = own(grad_out);
-            at::bmm_out(to_v, p.transpose(1, 2), go);
-            at::Tensor ds = at::bmm(go, own(blocks.v).transpose(1, 2)).mul_(p);
+        const at::Tensor dq = at::empty_like(blocks.q), dk = at::zeros_like(blocks.q), dv = at::zeros_like(blocks.q);
+        blocks.visit([&](const Block& block) {
+            const at::Tensor p = blocks.probabilities(block), go = block.rows_of(grad_out);
+            block.columns_of(dv).baddbmm_(p.transpose(1, 2), go);
+            at::Tensor ds = at::bmm(go, block.columns_of(blocks.v).transpose(1, 2)).mul_(p);
             ds.sub_(p * ds.sum(-1, true)).mul_(scale);
-            at::bmm_out(to_q, ds, own(blocks.k));
-            at::bmm_out(to_k, ds.transpose(1, 2), own(blocks.q));
+            block.rows_of(dq).copy_(at::bmm(ds, block.columns_of(blocks.k)));
+            block.columns_of(dk).baddbmm_(ds.transpose(1, 2), block.rows_of(blocks.q));
         });
-        return {merged(dq), merged(dk), merged(dv), at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+        const at::Tensor none;
+        return {merged(dq), merged(dk), merged(dv), none, none, none, none, none};
     }
 
   private:
@@ -81,9 +84,12 @@ struct LocalAttentionFunction : torch::autograd::Function<LocalAttentionFunction
     static at::Tensor merged(const at::Tensor& t) {
         return t.transpose(1, 2).reshape({t.size(0), t.size(2), t.size(1) * t.size(3)});
     }
-    static at::Tensor part(const at::Tensor& t, std::int64_t b, std::int64_t first, std::int64_t n) {
-        return t.select(0, b).narrow(0, first, n);
-    }
+    struct Block {
+        std::int64_t batch, head, heads, row, rows, columns; // columns from 0
+        at::Tensor rows_of(const at::Tensor& t) const { return of_heads(t).narrow(1, row, rows); }
+        at::Tensor columns_of(const at::Tensor& t) const { return of_heads(t).narrow(1, 0, columns); }
+        at::Tensor of_heads(const at::Tensor& t) const { return t.select(0, batch).narrow(0, head, heads); }
+    };
     struct Blocks {
         at::Tensor q, k, v; // [batch, heads, rows, head_dim]
         LocalBias bias;
@@ -95,20 +101,29 @@ struct LocalAttentionFunction : torch::autograd::Function<LocalAttentionFunction
               scale(scale_in) {}
 
         void visit(auto&& f) const {
-            const std::int64_t heads = q.size(1), rows = q.size(2);
-            const std::int64_t most = std::max<std::int64_t>((1 << 18) / std::max<std::int64_t>(rows * rows, 1), 1);
+            constexpr std::int64_t logits = 1 << 18, most_rows = 128;
+            const std::int64_t heads = q.size(1), rows = q.size(2), step = bias.causal ? most_rows : rows;
+            const std::int64_t most = std::max<std::int64_t>(logits / std::max<std::int64_t>(step * rows, 1), 1);
             for (std::int64_t b = 0; b < q.size(0); ++b)
-                for (std::int64_t first = 0; first < heads; first += most) f(b, first, std::min(most, heads - first));
+                for (std::int64_t head = 0; head < heads; head += most)
+                    for (std::int64_t row = 0; row < rows; row += step) {
+                        const std::int64_t n = std::min(step, rows - row);
+                        f(Block{b, head, std::min(most, heads - head), row, n, bias.causal ? row + n : rows});
+                    }
         }
-        at::Tensor probabilities(std::int64_t b, std::int64_t first, std::int64_t n) const {
-            const std::int64_t rows = q.size(2);
+        at::Tensor probabilities(const Block& block) const { // [heads, rows, columns]
             const auto own = [&](const at::Tensor& t) {
-                const at::Tensor row = t.select(0, t.size(0) > 1 ? b : 0);
-                return row.size(0) > 1 ? row.narrow(0, first, n) : row;
+                at::Tensor part = t.select(0, t.size(0) > 1 ? block.batch : 0);
+                if (part.size(0) > 1) part = part.narrow(0, block.head, block.heads);
+                if (part.size(1) > 1) part = part.narrow(1, block.row, block.rows);
+                return part.size(2) > 1 ? part.narrow(2, 0, block.columns) : part;
             };
-            at::Tensor logits = at::baddbmm(own(bias.columns).expand({n, rows, rows}), part(q, b, first, n),
-                                            part(k, b, first, n).transpose(1, 2), 1, scale);
+            at::Tensor logits = at::baddbmm(own(bias.columns).expand({block.heads, block.rows, block.columns}),
+                                            block.rows_of(q), block.columns_of(k).transpose(1, 2), 1, scale);
             logits += own(bias.mask);
+            if (bias.causal)
+                logits.narrow(2, block.row, block.rows)
+                    .masked_fill_(later(block.rows), std::numeric_limits<float>::lowest());
             return at::softmax(logits, -1);
         }
     };
@@ -122,7 +137,7 @@ inline at::Tensor local_attention(const at::Tensor& q, const at::Tensor& k, cons
                                   std::int64_t heads, double scale) {
     const at::Tensor mask = bias.mask.defined() ? bias.mask : at::zeros({1, 1, 1, 1}, q.options().requires_grad(false));
     return detail::LocalAttentionFunction::apply(q.contiguous(), k.contiguous(), v.contiguous(), bias.columns, mask,
-                                                 heads, scale);
+                                                 bias.causal, heads, scale);
 }
 
 /// The same as a composition of tensor operations, with dropout of the probabilities.
@@ -133,6 +148,7 @@ inline at::Tensor local_attention_composed(const at::Tensor& q, const at::Tensor
     const auto split = [&](const at::Tensor& t) { return t.view({batch, rows, heads, -1}).transpose(1, 2); };
     at::Tensor logits = at::matmul(split(q) * scale, split(k).transpose(2, 3)) + bias.columns;
     if (bias.mask.defined()) logits = logits + bias.mask;
+    if (bias.causal) logits = logits.masked_fill(detail::later(rows), std::numeric_limits<float>::lowest());
     const at::Tensor p = at::dropout(at::softmax(logits, -1), dropout, dropout > 0);
     return at::matmul(p, split(v)).transpose(1, 2).reshape(q.sizes());
 }
