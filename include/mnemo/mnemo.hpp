@@ -43,8 +43,10 @@
 #include <mnemo/papers/knn_lm_sweep.hpp>
 #include <mnemo/papers/long_mem.hpp>
 #include <mnemo/papers/pema.hpp>
+#include <mnemo/papers/plug_lm.hpp>
 #include <mnemo/papers/trime.hpp>
 #include <mnemo/retrieve/any.hpp>
+#include <mnemo/retrieve/attribution.hpp>
 #include <mnemo/retrieve/both.hpp>
 #include <mnemo/retrieve/build_lists.hpp>
 #include <mnemo/retrieve/dense.hpp>
@@ -57,8 +59,10 @@
 #include <mnemo/retrieve/recite.hpp>
 #include <mnemo/retrieve/rescore.hpp>
 #include <mnemo/retrieve/score_candidates.hpp>
+#include <mnemo/retrieve/segments.hpp>
 #include <mnemo/store/both.hpp>
 #include <mnemo/store/chunk_ring.hpp>
+#include <mnemo/store/knowledge.hpp>
 #include <mnemo/store/low_rank.hpp>
 #include <mnemo/store/packed.hpp>
 #include <mnemo/store/ring.hpp>
@@ -70,9 +74,11 @@
 #include <mnemo/text/bpe.hpp>
 #include <mnemo/text/clean_generated.hpp>
 #include <mnemo/text/corpus.hpp>
+#include <mnemo/text/document_rows.hpp>
 #include <mnemo/text/excerpts.hpp>
 #include <mnemo/text/hash.hpp>
 #include <mnemo/text/llama_tokenizer.hpp>
+#include <mnemo/text/masked_pairs.hpp>
 #include <mnemo/text/merge_pairs.hpp>
 #include <mnemo/text/passages.hpp>
 #include <mnemo/text/remaining.hpp>
