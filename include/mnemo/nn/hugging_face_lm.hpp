@@ -47,7 +47,11 @@ struct HuggingFaceOptions {
     bool attention_scale_layer = false; // divides that of layer i by i + 1
     bool head_transform = false;        // norm(act(linear(x))) makes `prehead`
     bool head_bias = false;
-    bool tied_head = true; // the output matrix is the embedding
+    bool tied_head = true;                   // the output matrix is the embedding
+    std::vector<std::int64_t> ffn_dims = {}; // of each layer in place of ffn_dim; 0: no feed-forward. Empty: ffn_dim
+    std::int64_t padding_id = -1;            // its embedding gets no gradient; -1: each gets one
+    double dropout = 0;                      // of embeddings and of what layers add; in training only, as the next
+    double attention_dropout = 0;            // of attention's probabilities
 };
 
 /// What a batch says besides its tokens, [batch, rows] each; undefined where it says nothing.
@@ -57,10 +61,14 @@ struct TokenInfo {
     at::Tensor segments;  // Long; without it 0
 };
 
+/// What else a layer adds to `in`, the input of its feed-forward [batch, rows, dim]: called for each layer with its
+/// number, undefined for nothing.
+using BesideFeedForward = std::function<at::Tensor(std::int64_t layer, const at::Tensor& in)>;
+
 /// A transformer of the Hugging Face hub, as its library computes it in float32: GPT-2, OPT, Llama, or BERT with its
 /// MLM head. hugging_face.hpp loads it. Token ids are Long [batch, rows]. Calls are const and may run in several
-/// threads; run them under torch::NoGradGuard or c10::InferenceMode unless gradients are wanted. Dropout is not part of
-/// it, in training neither.
+/// threads; run them under torch::NoGradGuard or c10::InferenceMode unless gradients are wanted. Dropout is drawn where
+/// the options ask for it and the module is in training.
 class HuggingFaceLmImpl : public torch::nn::Module {
   public:
     /// The weight of that name and shape. Names: `tokens`, `positions`, `segments`, `embedding_norm`, `project_in`,
@@ -102,9 +110,10 @@ class HuggingFaceLmImpl : public torch::nn::Module {
             layer.value = linear(prefix + "value", kv, d, o.attention_bias);
             layer.out = linear(prefix + "out", d, q, o.attention_bias);
             if (!o.parallel) layer.norm2 = norm(prefix + "norm2", d);
-            if (o.gated) layer.gate = linear(prefix + "gate", o.ffn_dim, d, o.ffn_bias);
-            layer.up = linear(prefix + "up", o.ffn_dim, d, o.ffn_bias);
-            layer.down = linear(prefix + "down", d, o.ffn_dim, o.ffn_bias);
+            const std::int64_t ffn = o.ffn_dims.empty() ? o.ffn_dim : o.ffn_dims[static_cast<std::size_t>(i)];
+            if (o.gated && ffn > 0) layer.gate = linear(prefix + "gate", ffn, d, o.ffn_bias);
+            if (ffn > 0) layer.up = linear(prefix + "up", ffn, d, o.ffn_bias);
+            if (ffn > 0) layer.down = linear(prefix + "down", d, ffn, o.ffn_bias);
             layer.scale = o.attention_scale / static_cast<double>(o.attention_scale_layer ? i + 1 : 1);
             layers_.push_back(std::move(layer));
         }
@@ -124,9 +133,11 @@ class HuggingFaceLmImpl : public torch::nn::Module {
     }
 
     /// The states at `taps`, in their order, [batch, rows, width of the tap]. Nothing behind the last tap is computed.
-    /// With a cache `tokens` continue those it has read (`info` is about the new ones); it keeps no gradients.
+    /// With a cache `tokens` continue those it has read (`info` is about the new ones); it keeps no gradients. A layer
+    /// adds what `beside` returns, too.
     std::vector<at::Tensor> states(const at::Tensor& tokens, const std::vector<Tap>& taps,
-                                   KeyValueCache* cache = nullptr, const TokenInfo& info = {}) const {
+                                   KeyValueCache* cache = nullptr, const TokenInfo& info = {},
+                                   const BesideFeedForward& beside = {}) const {
         if (tokens.dim() != 2 || tokens.scalar_type() != at::kLong || tokens.numel() == 0)
             fail("tokens: expected Long [batch, rows] with at least one token, got ", describe(tokens));
         check_range("tokens", tokens, 0, options_.vocab_size);
@@ -178,11 +189,14 @@ class HuggingFaceLmImpl : public torch::nn::Module {
                     const at::NoGradGuard no_grad;
                     return cache->append(static_cast<std::size_t>(i), k, v);
                 });
-            x = options_.norm_first ? x + read : layer.norm1(x + read);
+            x = options_.norm_first ? x + dropped(read) : layer.norm1(x + dropped(read));
             const at::Tensor in = options_.parallel ? y : options_.norm_first ? layer.norm2(x) : x;
             take({Tap::ffn_in, i}, in);
             if (i == attended && i > fed) break;
-            x = options_.norm_first ? x + feed_forward(layer, in) : layer.norm2(x + feed_forward(layer, in));
+            if (layer.up.weight.defined()) x = x + dropped(feed_forward(layer, in));
+            if (beside)
+                if (const at::Tensor more = beside(i, in); more.defined()) x = x + more;
+            if (!options_.norm_first) x = layer.norm2(x);
             take({Tap::hidden, i + 1}, x);
         }
         if (cache != nullptr) cache->advance(rows, padding);
@@ -299,6 +313,14 @@ class HuggingFaceLmImpl : public torch::nn::Module {
             fail("head_dim: expected an even number, as values are rotated in pairs, got ", o.head_dim);
         if (o.parallel && !o.norm_first) fail("parallel: expected norms first, got norms behind");
         if (!(o.norm_epsilon >= 0)) fail("norm_epsilon: expected at least 0, got ", o.norm_epsilon);
+        if (!o.ffn_dims.empty() && static_cast<std::int64_t>(o.ffn_dims.size()) != o.layers)
+            fail("ffn_dims: expected ", o.layers, " widths, got ", o.ffn_dims.size());
+        for (const std::int64_t n : o.ffn_dims)
+            if (n < 0) fail("ffn_dims: expected at least 0, got ", n);
+        if (o.padding_id < -1 || o.padding_id >= o.vocab_size)
+            fail("padding_id: expected an id below ", o.vocab_size, " or -1, got ", o.padding_id);
+        for (const double p : {o.dropout, o.attention_dropout})
+            if (!(p >= 0 && p < 1)) fail("dropout: expected a number in [0, 1), got ", p);
         if (!(o.rotary_base > 0)) fail("rotary_base: expected a positive number, got ", o.rotary_base);
     }
     static void check_range(const char* what, const at::Tensor& ids, std::int64_t first, std::int64_t end) {
@@ -328,13 +350,13 @@ class HuggingFaceLmImpl : public torch::nn::Module {
         return numbers;
     }
     at::Tensor embed(const at::Tensor& tokens, const at::Tensor& positions, const at::Tensor& segments) const {
-        at::Tensor x = at::embedding(tokens_, tokens);
+        at::Tensor x = at::embedding(tokens_, tokens, options_.padding_id);
         if (project_in_.weight.defined()) x = project_in_(x);
         if (segments.defined()) check_range("segments", segments, 0, options_.segments);
         if (segments_.defined())
             x = x + (segments.defined() ? at::embedding(segments_, segments) : segments_.select(0, 0));
         if (positions_.defined()) x = x + at::embedding(positions_, positions + options_.position_offset);
-        return options_.embedding_norm ? embedding_norm_(x) : x;
+        return dropped(options_.embedding_norm ? embedding_norm_(x) : x);
     }
     Rotation rotary_angles(const at::Tensor& positions) const {
         if (options_.positions != HuggingFaceOptions::Positions::rotary) return {};
@@ -381,9 +403,14 @@ class HuggingFaceLmImpl : public torch::nn::Module {
         at::Tensor scores = at::matmul(q.reshape({batch, kv, -1, width}), k.transpose(2, 3));
         scores = scores.view({batch, options_.heads, rows, k.size(2)});
         if (mask.defined()) scores = scores + mask;
-        const at::Tensor p = at::softmax(scores, -1).view({batch, kv, -1, k.size(2)});
+        const at::Tensor drawn = at::dropout(at::softmax(scores, -1), options_.attention_dropout,
+                                             is_training() && options_.attention_dropout > 0);
+        const at::Tensor p = drawn.view({batch, kv, -1, k.size(2)});
         const at::Tensor read = at::matmul(p, v).view({batch, options_.heads, rows, width});
         return layer.out(read.transpose(1, 2).reshape({batch, rows, options_.heads * width}));
+    }
+    at::Tensor dropped(const at::Tensor& x) const {
+        return is_training() && options_.dropout > 0 ? at::dropout(x, options_.dropout, true) : x;
     }
     at::Tensor feed_forward(const Layer& layer, const at::Tensor& x) const {
         if (!options_.gated) return layer.down(activation_(layer.up(x)));
@@ -403,12 +430,14 @@ TORCH_MODULE(HuggingFaceLm);
 /// Everything in a model's options that says what is computed with its weights.
 inline std::string options_text(const HuggingFaceLmImpl& model) {
     const auto& o = model.options();
+    std::string widths;
+    for (const std::int64_t n : o.ffn_dims) widths += text(' ', n);
     return text(o.model_type, ' ', o.vocab_size, ' ', o.dim, ' ', o.ffn_dim, ' ', o.layers, ' ', o.heads, ' ',
                 o.input_dim, ' ', o.kv_heads, ' ', o.head_dim, ' ', o.max_positions, ' ', static_cast<int>(o.positions),
                 ' ', o.position_offset, ' ', o.rotary_base, ' ', o.segments, ' ', o.causal, o.norm_first, o.rms_norm,
                 o.norm_weights, ' ', o.norm_epsilon, ' ', o.embedding_norm, o.final_norm, o.attention_bias, o.ffn_bias,
                 o.gated, ' ', o.activation, ' ', o.attention_scale, ' ', o.attention_scale_layer, o.head_transform,
-                o.head_bias, o.tied_head, o.parallel ? " parallel" : "");
+                o.head_bias, o.tied_head, o.parallel ? " parallel" : "", widths);
 }
 
 } // namespace mnemo::nn
