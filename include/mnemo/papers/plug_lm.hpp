@@ -64,9 +64,10 @@ struct PolynomialDecay {
         if (total < 1 || finished_updates < 0)
             fail("PolynomialDecay: expected at least one step and no negative count, got ", total, " and ",
                  finished_updates);
-        const double p = static_cast<double>(finished_updates + 1) / static_cast<double>(total);
-        if (p < warmup) return base * p / warmup;
-        return p >= 1 ? 0 : base * std::pow(1 - p, degree);
+        // In float, as the reference has it: 1 - p of the last steps depends on it.
+        const float p = static_cast<float>(finished_updates + 1) / static_cast<float>(total);
+        if (static_cast<double>(p) < warmup) return base * static_cast<double>(p) / warmup;
+        return p >= 1 ? 0 : base * std::pow(static_cast<double>(1 - p), degree);
     }
 };
 

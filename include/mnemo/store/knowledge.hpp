@@ -129,9 +129,9 @@ class KnowledgeStore {
   public:
     KnowledgeStore(index_t key_dim, index_t value_dim, index_t document_length = 0)
         : key_dim_(key_dim), value_dim_(value_dim), document_length_(document_length) {
-        if (key_dim < 1 || value_dim < 1 || document_length < 0)
-            fail("KnowledgeStore: expected widths of at least 1 and documents of at least 0 tokens, got ", key_dim,
-                 ", ", value_dim, " and ", document_length);
+        if (key_dim < 1 || value_dim < 0 || document_length < 0)
+            fail("KnowledgeStore: expected keys of at least 1 number, values and documents of at least 0, got ",
+                 key_dim, ", ", value_dim, " and ", document_length);
         auto empty = std::make_shared<KnowledgeSnapshot>();
         empty->key_dim_ = key_dim, empty->value_dim_ = value_dim;
         current_ = std::move(empty);
