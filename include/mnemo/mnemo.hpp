@@ -16,6 +16,7 @@
 #include <mnemo/extract/last_hidden.hpp>
 #include <mnemo/kernels/attend.hpp>
 #include <mnemo/kernels/choose_format.hpp>
+#include <mnemo/kernels/clusters.hpp>
 #include <mnemo/kernels/convert.hpp>
 #include <mnemo/kernels/cpu.hpp>
 #include <mnemo/kernels/filter.hpp>
@@ -44,14 +45,17 @@
 #include <mnemo/papers/long_mem.hpp>
 #include <mnemo/papers/pema.hpp>
 #include <mnemo/papers/plug_lm.hpp>
+#include <mnemo/papers/retomaton.hpp>
 #include <mnemo/papers/trime.hpp>
 #include <mnemo/retrieve/any.hpp>
 #include <mnemo/retrieve/attribution.hpp>
 #include <mnemo/retrieve/both.hpp>
 #include <mnemo/retrieve/build_lists.hpp>
+#include <mnemo/retrieve/cluster_keys.hpp>
 #include <mnemo/retrieve/dense.hpp>
 #include <mnemo/retrieve/exact.hpp>
 #include <mnemo/retrieve/first_hits.hpp>
+#include <mnemo/retrieve/follow.hpp>
 #include <mnemo/retrieve/lists.hpp>
 #include <mnemo/retrieve/nothing.hpp>
 #include <mnemo/retrieve/per_head.hpp>
