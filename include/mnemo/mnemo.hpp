@@ -10,6 +10,7 @@
 #include <mnemo/combine/head.hpp>
 #include <mnemo/combine/interpolate.hpp>
 #include <mnemo/combine/joint_softmax.hpp>
+#include <mnemo/combine/lambda_network.hpp>
 #include <mnemo/combine/schedule.hpp>
 #include <mnemo/combine/token_votes.hpp>
 #include <mnemo/combine/unigram.hpp>
@@ -38,6 +39,7 @@
 #include <mnemo/kernels/visible.hpp>
 #include <mnemo/kernels/weighted_sum.hpp>
 #include <mnemo/loss/nll.hpp>
+#include <mnemo/papers/adaptive_lambda.hpp>
 #include <mnemo/papers/knn_lm.hpp>
 #include <mnemo/papers/knn_lm_explain.hpp>
 #include <mnemo/papers/knn_lm_sample.hpp>
@@ -64,6 +66,8 @@
 #include <mnemo/retrieve/rescore.hpp>
 #include <mnemo/retrieve/score_candidates.hpp>
 #include <mnemo/retrieve/segments.hpp>
+#include <mnemo/retrieve/selected.hpp>
+#include <mnemo/retrieve/weighted.hpp>
 #include <mnemo/store/both.hpp>
 #include <mnemo/store/chunk_ring.hpp>
 #include <mnemo/store/knowledge.hpp>
@@ -72,6 +76,7 @@
 #include <mnemo/store/ring.hpp>
 #include <mnemo/store/tokens.hpp>
 #include <mnemo/store/views.hpp>
+#include <mnemo/store/weighted.hpp>
 #include <mnemo/text/bleu.hpp>
 #include <mnemo/text/blocks.hpp>
 #include <mnemo/text/bm25.hpp>
@@ -84,6 +89,7 @@
 #include <mnemo/text/llama_tokenizer.hpp>
 #include <mnemo/text/masked_pairs.hpp>
 #include <mnemo/text/merge_pairs.hpp>
+#include <mnemo/text/ngram_counts.hpp>
 #include <mnemo/text/passages.hpp>
 #include <mnemo/text/remaining.hpp>
 #include <mnemo/text/shards.hpp>

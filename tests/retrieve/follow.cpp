@@ -70,7 +70,8 @@ TEST_CASE("Follow finds what a plain loop over its rules finds", "[follow]") {
                     if (clusters.of(id) == o.second) e.push_back(id);
         }
         if (e.size() > 20) e.resize(20);
-        for (const index_t id : e) expected.emplace_back(id, score<L2>(std::as_const(f.queries)[row], f.store.keys()[id]));
+        for (const index_t id : e)
+            expected.emplace_back(id, score<L2>(std::as_const(f.queries)[row], f.store.keys()[id]));
         REQUIRE(hits.ids(row).size() == expected.size());
         std::vector<std::pair<float, index_t>> right;
         for (std::size_t j = 0; j < expected.size(); ++j) {

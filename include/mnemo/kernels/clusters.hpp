@@ -16,7 +16,8 @@ namespace mnemo {
 class Clusters {
   public:
     Clusters() = default;
-    /// `cluster_of` [entries], each at least 0. Throws Error for a negative one, and for numbers far beyond the number of entries.
+    /// `cluster_of` [entries], each at least 0. Throws Error for a negative one, and for numbers far beyond the number
+    /// of entries.
     explicit Clusters(std::vector<std::int32_t> cluster_of) : cluster_of_(std::move(cluster_of)) {
         std::int32_t last = -1;
         for (std::size_t i = 0; i < cluster_of_.size(); ++i) {
@@ -24,7 +25,8 @@ class Clusters {
                 fail("Clusters: entry ", i, ": expected a cluster from 0 to 2^30 - 1, got ", cluster_of_[i]);
             last = std::max(last, cluster_of_[i]);
         }
-        if (static_cast<std::size_t>(last) + 1 > 2 * cluster_of_.size() + 1024) // a broken file must not fill the memory
+        if (static_cast<std::size_t>(last) + 1 >
+            2 * cluster_of_.size() + 1024) // a broken file must not fill the memory
             fail("Clusters: expected no more clusters than entries, got ", last + 1, " for ", cluster_of_.size());
         first_.assign(static_cast<std::size_t>(last) + 2, 0);
         for (const std::int32_t c : cluster_of_) ++first_[static_cast<std::size_t>(c) + 1];

@@ -18,13 +18,13 @@ using RetoMaton = Memory<LastHidden, StoreT, Follow<RetrieverT, MetricT>, Interp
 
 /// The published figures; the flag of the reference (neulab/knn-transformers) stands behind each.
 namespace retomaton_knobs {
-inline constexpr index_t k = 1024;              // --k
-inline constexpr float lambda = 0.25f;          // --lmbda
-inline constexpr float temperature = 1;         // --knn_temp
-inline constexpr index_t min_knns = 1;          // --min-knns: saves most
+inline constexpr index_t k = 1024;                                            // --k
+inline constexpr float lambda = 0.25f;                                        // --lmbda
+inline constexpr float temperature = 1;                                       // --knn_temp
+inline constexpr index_t min_knns = 1;                                        // --min-knns: saves most
 inline constexpr index_t always_search = std::numeric_limits<index_t>::max(); // --min-knns of the best perplexity
-inline constexpr index_t max_knns = 1024;       // --max-knns
-inline constexpr index_t clusters = 500000;     // --num_clusters of 103 M entries
+inline constexpr index_t max_knns = 1024;                                     // --max-knns
+inline constexpr index_t clusters = 500000;                                   // --num_clusters of 103 M entries
 inline constexpr index_t entries_a_cluster = 200;
 } // namespace retomaton_knobs
 

@@ -133,7 +133,9 @@ template <class RetrieverT, MetricTag MetricT> struct Follow {
         const bool search = static_cast<index_t>(trail.pointers.size()) < min_knns;
         trail.found.clear(), trail.scores.clear();
         if (search) {
-            const auto keep = [&](index_t id, float score) { trail.found.push_back(id), trail.scores.push_back(score); };
+            const auto keep = [&](index_t id, float score) {
+                trail.found.push_back(id), trail.scores.push_back(score);
+            };
             if constexpr (std::same_as<recall_t<RetrieverT, S, Rows>, Hits>) {
                 trail.searched = retrieve_into(inner, store, query, std::move(trail.searched));
                 for_each_hit(trail.searched, 0, keep);
@@ -144,7 +146,8 @@ template <class RetrieverT, MetricTag MetricT> struct Follow {
         const std::size_t before = trail.found.size();
         trail.found.insert(trail.found.end(), candidates.begin(), candidates.end());
         if (distinct) {
-            std::unordered_set<index_t> seen(trail.found.begin(), trail.found.begin() + static_cast<std::ptrdiff_t>(before));
+            std::unordered_set<index_t> seen(trail.found.begin(),
+                                             trail.found.begin() + static_cast<std::ptrdiff_t>(before));
             std::size_t kept = before; // a search finds nothing twice
             for (std::size_t j = before; j < trail.found.size(); ++j)
                 if (seen.insert(trail.found[j]).second) trail.found[kept++] = trail.found[j];
