@@ -45,6 +45,7 @@
 #include <mnemo/papers/knn_lm_sample.hpp>
 #include <mnemo/papers/knn_lm_sweep.hpp>
 #include <mnemo/papers/long_mem.hpp>
+#include <mnemo/papers/long_mem_tasks.hpp>
 #include <mnemo/papers/pema.hpp>
 #include <mnemo/papers/plug_lm.hpp>
 #include <mnemo/papers/retomaton.hpp>

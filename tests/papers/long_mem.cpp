@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <catch.hpp>
 #include <mnemo/papers/long_mem.hpp>
+#include <mnemo/papers/long_mem_tasks.hpp>
 
 using namespace mnemo;
 
@@ -60,4 +61,22 @@ TEST_CASE("documents end where they end, and padding is not remembered") {
     CHECK(found[1].rows == 2);
     CHECK_THROWS_AS(banks.recall(segment(1, 0, 3, 2)), Error);
     CHECK_THROWS_AS(LongMemBanks({.chunk = 4, .k = 6}, 1), Error);
+}
+
+TEST_CASE("texts and labels of the in-context tasks are the published ones") {
+    const InContextTask& task = long_mem_task("SST-2");
+    const auto [words, label] = in_context_example(task, "a fine film \t1\n");
+    CHECK(words == "a fine film");
+    CHECK(label == "positive");
+    CHECK(demonstration(task, words, label) == "Review: a fine film Sentiment: positive. ");
+    CHECK(in_context_query(task, words) == "Review: a fine film Sentiment:");
+    CHECK(in_context_example(long_mem_task("sst-5"), "4 splendid").second == "great");
+    CHECK(in_context_query(long_mem_task("subj"), "x") == "Input: x Type:");
+    CHECK(begins_label(" pos", "positive"));
+    CHECK_FALSE(begins_label(" ", "positive"));
+    CHECK_FALSE(begins_label("ositive", "positive"));
+    CHECK_FALSE(begins_label("positively", "positive"));
+    CHECK_THROWS_WITH(in_context_example(task, "no label"), Catch::Contains("SST-2"));
+    CHECK_THROWS_AS(in_context_example(long_mem_task("mr"), "7 seven"), Error);
+    CHECK_THROWS_AS(long_mem_task("sst"), Error);
 }

@@ -17,40 +17,51 @@
 
 namespace mnemo {
 
-/// Writes the ring atomically: a process that is killed meanwhile leaves the file that was there before.
-template <KeyElement T> void save_chunk_ring(const std::string& path, const ChunkRing<T>& ring) {
+/// Adds a ring's tensors and metadata to those of a file, under `prefix`. The ring must outlive them.
+template <KeyElement T>
+void add_chunk_ring(std::vector<Entry>& tensors, std::map<std::string, std::string>& about, const ChunkRing<T>& ring,
+                    const std::string& prefix = "") {
     const ChunkRingOptions& options = ring.options();
     const auto& now = ring.contents();
     const auto span = []<class V>(const V& v) { return std::span<const typename V::value_type>(v); };
-    std::vector<Entry> tensors;
     for (index_t h = 0; h < ring.heads(); ++h) {
         const auto head = static_cast<std::size_t>(h);
         const std::vector<index_t> blocks = {ring.size(), options.chunk, options.head_dim};
-        tensors.push_back(tensor_entry(text("keys.", h), blocks, span(now.keys[head])));
-        tensors.push_back(tensor_entry(text("values.", h), blocks, span(now.values[head])));
-        tensors.push_back(tensor_entry(text("means.", h), {ring.size(), options.head_dim}, span(now.means[head])));
+        tensors.push_back(tensor_entry(text(prefix, "keys.", h), blocks, span(now.keys[head])));
+        tensors.push_back(tensor_entry(text(prefix, "values.", h), blocks, span(now.values[head])));
+        tensors.push_back(
+            tensor_entry(text(prefix, "means.", h), {ring.size(), options.head_dim}, span(now.means[head])));
     }
-    tensors.push_back(tensor_entry("positions", {ring.size()}, now.positions));
-    tensors.push_back(tensor_entry("next_keys", {ring.waiting(), ring.key_dim()}, now.next_keys));
-    tensors.push_back(tensor_entry("next_values", {ring.waiting(), ring.key_dim()}, now.next_values));
-    write_safetensors(path, tensors,
-                      {{"format", "mnemo chunk ring 1"},
-                       {"heads", text(options.heads)},
-                       {"head_dim", text(options.head_dim)},
-                       {"chunk", text(options.chunk)},
-                       {"memory_tokens", text(options.memory_tokens)},
-                       {"reference", options.reference ? "true" : "false"},
-                       {"first", text(now.first)},
-                       {"used", text(now.used)},
-                       {"tokens", text(now.tokens)},
-                       {"document", text(now.document)}});
+    tensors.push_back(tensor_entry(prefix + "positions", {ring.size()}, now.positions));
+    tensors.push_back(tensor_entry(prefix + "next_keys", {ring.waiting(), ring.key_dim()}, now.next_keys));
+    tensors.push_back(tensor_entry(prefix + "next_values", {ring.waiting(), ring.key_dim()}, now.next_values));
+    for (const auto& [name, number] : {std::pair{"heads", options.heads},
+                                       {"head_dim", options.head_dim},
+                                       {"chunk", options.chunk},
+                                       {"memory_tokens", options.memory_tokens},
+                                       {"first", now.first},
+                                       {"used", now.used},
+                                       {"tokens", now.tokens},
+                                       {"document", now.document}})
+        about[prefix + name] = text(number);
+    about[prefix + "format"] = "mnemo chunk ring 1";
+    about[prefix + "reference"] = options.reference ? "true" : "false";
 }
 
-/// Reads what save_chunk_ring wrote. Throws Error, naming the file, where it is no such file, is damaged, or holds
-/// another element type.
-template <KeyElement T = half> ChunkRing<T> load_chunk_ring(const std::string& path) {
-    const SafeTensors file = SafeTensors::open(path);
-    const auto field = [&](const std::string& name) -> const std::string& {
+/// Writes the ring atomically: a process that is killed meanwhile leaves the file that was there before.
+template <KeyElement T> void save_chunk_ring(const std::string& path, const ChunkRing<T>& ring) {
+    std::vector<Entry> tensors;
+    std::map<std::string, std::string> about;
+    add_chunk_ring(tensors, about, ring);
+    write_safetensors(path, tensors, about);
+}
+
+/// The ring that add_chunk_ring put into a file under `prefix`. Throws Error, naming the file, where there is none, or
+/// it is damaged or holds another element type.
+template <KeyElement T = half>
+ChunkRing<T> chunk_ring_in(const SafeTensors& file, const std::string& path, const std::string& prefix = "") {
+    const auto field = [&](const std::string& key) -> const std::string& {
+        const std::string name = prefix + key;
         const auto found = file.metadata().find(name);
         if (found == file.metadata().end()) fail(path, ": expected metadata `", name, "`, got none");
         return found->second;
@@ -78,8 +89,9 @@ template <KeyElement T = half> ChunkRing<T> load_chunk_ring(const std::string& p
         fail(path, ": metadata `head_dim` and `chunk`: expected 1 to ", most, ", got ", options.head_dim, " and ",
              options.chunk);
     // A negative size is any.
-    const auto read = [&]<class V>(V& into, const std::string& name, const std::vector<index_t>& shape) {
+    const auto read = [&]<class V>(V& into, const std::string& key, const std::vector<index_t>& shape) {
         using Element = typename V::value_type;
+        const std::string name = prefix + key;
         const Entry& entry = file.at(name);
         if (entry.dtype != safetensors_dtype<Element>())
             fail(path, ": ", name, ": expected ", safetensors_dtype<Element>(), ", got ", entry.dtype);
@@ -108,6 +120,11 @@ template <KeyElement T = half> ChunkRing<T> load_chunk_ring(const std::string& p
     } catch (const Error& error) {
         fail(path, ": ", std::string_view(error.what()).substr(std::string_view("mnemo: ").size()));
     }
+}
+
+/// Reads what save_chunk_ring wrote.
+template <KeyElement T = half> ChunkRing<T> load_chunk_ring(const std::string& path) {
+    return chunk_ring_in<T>(SafeTensors::open(path), path);
 }
 
 } // namespace mnemo

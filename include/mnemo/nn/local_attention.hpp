@@ -37,8 +37,10 @@ inline LocalBias causal_alibi_bias(const at::Tensor& real, std::int64_t heads, b
 
 namespace detail {
 
-// What is later than its row, in a block of rows and the columns of the same tokens.
-inline at::Tensor later(std::int64_t rows) { return at::ones({rows, rows}, at::TensorOptions(at::kBool)).triu(1); }
+// What is later than its row, where the last of the columns are the rows' own tokens.
+inline at::Tensor later(std::int64_t rows, std::int64_t columns) {
+    return at::ones({rows, columns}, at::TensorOptions(at::kBool)).triu(columns - rows + 1);
+}
 
 // Blocks of heads and rows, whose logits stay near and are computed again for the backward pass.
 struct LocalAttentionFunction : torch::autograd::Function<LocalAttentionFunction> {
@@ -123,7 +125,7 @@ struct LocalAttentionFunction : torch::autograd::Function<LocalAttentionFunction
             logits += own(bias.mask);
             if (bias.causal)
                 logits.narrow(2, block.row, block.rows)
-                    .masked_fill_(later(block.rows), std::numeric_limits<float>::lowest());
+                    .masked_fill_(later(block.rows, block.rows), std::numeric_limits<float>::lowest());
             return at::softmax(logits, -1);
         }
     };
@@ -140,15 +142,18 @@ inline at::Tensor local_attention(const at::Tensor& q, const at::Tensor& k, cons
                                                  bias.causal, heads, scale);
 }
 
-/// The same as a composition of tensor operations, with dropout of the probabilities.
+/// The same as a composition of tensor operations, with dropout of the probabilities. k and v may begin with tokens
+/// that came before those of q.
 inline at::Tensor local_attention_composed(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                            const LocalBias& bias, std::int64_t heads, double scale,
                                            double dropout = 0) {
-    const std::int64_t batch = q.size(0), rows = q.size(1);
-    const auto split = [&](const at::Tensor& t) { return t.view({batch, rows, heads, -1}).transpose(1, 2); };
+    const auto split = [&](const at::Tensor& t) {
+        return t.reshape({t.size(0), t.size(1), heads, -1}).transpose(1, 2);
+    };
     at::Tensor logits = at::matmul(split(q) * scale, split(k).transpose(2, 3)) + bias.columns;
     if (bias.mask.defined()) logits = logits + bias.mask;
-    if (bias.causal) logits = logits.masked_fill(detail::later(rows), std::numeric_limits<float>::lowest());
+    if (bias.causal)
+        logits = logits.masked_fill(detail::later(q.size(1), k.size(1)), std::numeric_limits<float>::lowest());
     const at::Tensor p = at::dropout(at::softmax(logits, -1), dropout, dropout > 0);
     return at::matmul(p, split(v)).transpose(1, 2).reshape(q.sizes());
 }

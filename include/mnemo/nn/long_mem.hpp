@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <mnemo/loss/nll.hpp>
 #include <mnemo/nn/hugging_face_lm.hpp>
 #include <mnemo/nn/side_network.hpp>
 #include <mnemo/papers/long_mem.hpp>
@@ -50,7 +51,17 @@ inline std::string long_mem_backbone_name(const std::string& name) {
     fail("backbone: expected a weight of the published model, got `", name, "`");
 }
 
-/// The side network's start: layer i is the backbone's layer reduction * i + 1, gates are at one half.
+/// A backbone with random weights, to be trained: normal with `spread`, norms at one, biases at zero.
+inline HuggingFaceLm random_backbone(const HuggingFaceOptions& options, double spread = 0.02) {
+    return HuggingFaceLm(options, [&](const std::string& name, at::IntArrayRef shape) {
+        if (shape.size() > 1) return at::randn(shape) * spread;
+        return name.find("weight") != std::string::npos ? at::ones(shape) : at::zeros(shape);
+    });
+}
+
+/// The side network's start: layer i is the backbone's layer reduction * i + 1, gates are at one half. Of a backbone
+/// that is not the published kind the side network takes what it has a place for: no biases of attention, and of blocks
+/// in sequence the first norm.
 inline SideNetwork side_network_from(const HuggingFaceLm& backbone, std::int64_t reduction,
                                      std::int64_t retrieval_layer, bool reference = false) {
     const auto& o = backbone->options();
@@ -58,14 +69,15 @@ inline SideNetwork side_network_from(const HuggingFaceLm& backbone, std::int64_t
         fail("side network: expected a layer reduction that divides ", o.layers, " layers, got ", reduction);
     if (retrieval_layer < 0 || retrieval_layer >= o.layers)
         fail("side network: expected a retrieval layer of 0 to ", o.layers - 1, ", got ", retrieval_layer);
-    if (!o.parallel || o.attention_bias || o.kv_heads != o.heads)
-        fail("side network: its layers start as the backbone's only where those are parallel blocks without biases in "
-             "attention; give the weights yourself");
+    if (!o.causal || o.kv_heads != o.heads || o.heads * o.head_dim != o.dim || o.input_dim != o.dim || o.gated ||
+        o.rms_norm || !o.norm_weights || !o.norm_first || !o.final_norm)
+        fail("side network: a ", o.model_type, " backbone has no weights for its layers; give them yourself");
     SideNetworkOptions side{.dim = o.dim, .ffn_dim = o.ffn_dim, .heads = o.heads, .layers = o.layers / reduction};
     side.memory_layer = retrieval_layer / reduction, side.reference = reference;
     const auto find = [&](const std::string& wanted) {
         for (const auto& [name, tensor] : backbone->weights())
             if (name == wanted) return tensor.detach();
+        if (wanted.find(".bias") != std::string::npos) return at::Tensor(); // the backbone has none
         fail("side network: expected a weight `", wanted, "` of the backbone, got none");
     };
     return SideNetwork(side, [&](const std::string& name, at::IntArrayRef shape) {
@@ -82,7 +94,8 @@ inline SideNetwork side_network_from(const HuggingFaceLm& backbone, std::int64_t
                                 : part == "fc1"                ? "up"
                                 : part == "fc2"                ? "down"
                                                                : "norm1";
-        return find(text("layers.", from, ".", own, suffix));
+        const at::Tensor weight = find(text("layers.", from, ".", own, suffix));
+        return weight.defined() ? weight : at::zeros(shape);
     });
 }
 
@@ -111,32 +124,52 @@ class LongMem {
     }
 
     /// Reads a segment, tokens [batch, rows] with mask (0 is padding; undefined: none); returns what the output matrix
-    /// reads, [batch, rows, dim]. The segment is remembered by `remember`, after the backward pass.
+    /// reads, [batch, rows, dim]. The segment is remembered by `remember`, after the backward pass. `documents`, one a
+    /// token, says where texts end; what belongs to another document is not recalled.
     at::Tensor forward(const at::Tensor& tokens, const at::Tensor& mask = {}, std::vector<index_t> documents = {}) {
+        return read(tokens, mask, std::move(documents), nullptr);
+    }
+
+    /// What was read of a segment so far, for reading it token by token.
+    struct Caches {
+        KeyValueCache backbone{}, side{};
+    };
+    /// As forward; tokens continue what `caches` has read of their segment.
+    at::Tensor read(const at::Tensor& tokens, const at::Tensor& mask, std::vector<index_t> documents, Caches* caches) {
         std::vector<at::Tensor> states;
         {
             const at::NoGradGuard frozen;
             TokenInfo info;
             info.mask = mask;
-            states = backbone_->states(tokens, taps_, nullptr, info);
+            states = backbone_->states(tokens, taps_, caches != nullptr ? &caches->backbone : nullptr, info);
         }
-        values_ = flat(states.back()), states.pop_back();
-        keys_ = flat(states.back()), states.pop_back();
-        documents_ = std::move(documents);
+        const bool goes_on = caches != nullptr && caches->side.length() > 0;
+        const auto keep = [&](at::Tensor& kept) {
+            const at::Tensor own = flat(states.back());
+            kept = goes_on ? at::cat({kept, own}) : own;
+            states.pop_back();
+        };
+        keep(values_), keep(keys_);
+        const std::vector<index_t> own_documents = documents; // of these tokens; documents_ are the segment's
+        if (!goes_on) documents_.clear();
+        documents_.insert(documents_.end(), documents.begin(), documents.end());
         real_.clear();
         if (mask.defined()) {
             const at::Tensor real = mask.ne(0).to(at::kByte).contiguous();
             real_.assign(real.data_ptr<std::uint8_t>(), real.data_ptr<std::uint8_t>() + real.numel());
         }
-        return side_->forward(states, mask, [&](const at::Tensor& queries) {
-            const at::Tensor rows = queries.contiguous();
-            const auto reading = c10::make_intrusive<MemoryReading>();
-            reading->filled_to = banks_.filled_to();
-            for (auto& r : banks_.recall(as_rows(rows), documents_))
-                reading->parts.push_back({r.ring, std::move(r.hits), r.first, r.rows});
-            last_ = reading;
-            return reading;
-        });
+        return side_->forward(
+            states, mask,
+            [&](const at::Tensor& queries) {
+                const at::Tensor rows = queries.contiguous();
+                const auto reading = c10::make_intrusive<MemoryReading>();
+                reading->filled_to = banks_.filled_to();
+                for (auto& r : banks_.recall(as_rows(rows), own_documents))
+                    reading->parts.push_back({r.ring, std::move(r.hits), r.first, r.rows});
+                last_ = reading;
+                return reading;
+            },
+            caches != nullptr ? &caches->side : nullptr);
     }
     /// Remembers the segment that was read last, once. Not before its backward pass.
     void remember() {
@@ -167,6 +200,73 @@ class LongMem {
     std::vector<std::uint8_t> real_;
     std::vector<index_t> documents_;
     SharedReading last_;
+};
+
+/// How a text is read in order, one row.
+struct LongMemReading {
+    index_t segment = long_mem_knobs::segment; // tokens
+    std::int32_t before = 2;                   // stands before the first token
+    bool remember = true;                      // false: the memory is read and stays as it is
+    bool tail = true;                          // the last, shorter segment is read, too
+};
+/// Reads a text segment by segment through the memory, without gradients; `each(first, log_p)` gets the
+/// log-probabilities of tokens [first, first + log_p.size()). For texts that only fill the memory, too.
+inline Perplexity read_text(LongMem& model, std::span<const std::int32_t> text, const LongMemReading& options,
+                            auto&& each) {
+    if (options.segment < 1) fail("LongMem: expected a segment of at least 1 token, got ", options.segment);
+    if (model.banks().batch() != 1) fail("LongMem: expected a batch of 1, got ", model.banks().batch());
+    const at::NoGradGuard no_grad;
+    model.side().ptr()->eval();
+    Perplexity sum;
+    const auto n = static_cast<index_t>(text.size());
+    for (index_t first = 0; first < n; first += options.segment) {
+        const index_t size = std::min(options.segment, n - first);
+        if (size < options.segment && !options.tail) break;
+        const at::Tensor targets = at::empty({1, size}, at::kLong), tokens = at::empty({1, size}, at::kLong);
+        std::copy_n(text.begin() + first, size, targets.data_ptr<std::int64_t>());
+        tokens.data_ptr<std::int64_t>()[0] = first == 0 ? options.before : text[static_cast<std::size_t>(first - 1)];
+        std::copy_n(text.begin() + first, size - 1, tokens.data_ptr<std::int64_t>() + 1);
+        const at::Tensor log_p = model.log_prob_target(model.forward(tokens), targets).contiguous();
+        const std::span<const float> values(log_p.data_ptr<float>(), static_cast<std::size_t>(size));
+        sum.add(values);
+        each(first, values);
+        if (options.remember) model.remember();
+    }
+    return sum;
+}
+inline Perplexity read_text(LongMem& model, std::span<const std::int32_t> text, const LongMemReading& options = {}) {
+    return read_text(model, text, options, [](index_t, std::span<const float>) {});
+}
+
+/// Decodes token by token with memory: the same numbers as segment by segment. A segment is remembered when it is full.
+/// The model's banks are used; one decoder at a time.
+class LongMemDecoder {
+  public:
+    explicit LongMemDecoder(LongMem& model, index_t segment = long_mem_knobs::segment)
+        : model_(&model), segment_(segment) {
+        if (segment < 1) fail("LongMem: expected a segment of at least 1 token, got ", segment);
+        if (model.banks().batch() != 1) fail("LongMem: expected a batch of 1, got ", model.banks().batch());
+        model.side().ptr()->eval();
+    }
+    /// Log-probabilities [vocab_size] of what follows one more token.
+    at::Tensor step(std::int32_t token) {
+        const at::NoGradGuard no_grad;
+        if (caches_.side.length() == segment_) end_segment();
+        const at::Tensor tokens = at::full({1, 1}, token, at::kLong);
+        const at::Tensor states = model_->read(tokens, {}, {}, &caches_);
+        return at::log_softmax(model_->logits(states), -1).view({-1});
+    }
+    /// Remembers the segment as far as it is read, and begins another.
+    void end_segment() {
+        if (caches_.side.length() == 0) return;
+        model_->remember();
+        caches_.backbone.reset(), caches_.side.reset();
+    }
+
+  private:
+    LongMem* model_;
+    index_t segment_;
+    LongMem::Caches caches_;
 };
 
 } // namespace mnemo::nn

@@ -3,6 +3,7 @@
 
 #include <mnemo/nn/adaptive_input.hpp>
 #include <mnemo/nn/gated_attention.hpp>
+#include <mnemo/nn/key_value_cache.hpp>
 #include <mnemo/nn/local_attention.hpp>
 
 #include <torch/nn/module.h>
@@ -68,35 +69,41 @@ class SideNetworkImpl : public torch::nn::Module {
     }
 
     /// hidden: layers + 1 states [batch, rows, dim] of the backbone, every so many layers apart, the last one behind
-    /// its final norm. mask [batch, rows], 0 is padding; undefined: none. Returns what the output matrix reads.
-    at::Tensor forward(const std::vector<at::Tensor>& hidden, const at::Tensor& mask, const Recall& recall) const {
+    /// its final norm. mask [batch, rows], 0 is padding; undefined: none. Returns what the output matrix reads. With a
+    /// cache, without padding and gradients, the tokens continue those that it has read.
+    at::Tensor forward(const std::vector<at::Tensor>& hidden, const at::Tensor& mask, const Recall& recall,
+                       KeyValueCache* cache = nullptr) const {
         if (static_cast<std::int64_t>(hidden.size()) != options_.layers + 1)
             fail("side network: expected ", options_.layers + 1, " states of the backbone, got ", hidden.size());
         at::Tensor z = hidden[0];
         const bool padded = mask.defined();
-        const at::Tensor real = padded ? mask : at::ones({1, z.size(1)}, z.options().requires_grad(false));
+        const std::int64_t columns = z.size(1) + (cache != nullptr ? cache->length() : 0);
+        if (cache != nullptr && padded) fail("side network: expected no padding beside a cache");
+        const at::Tensor real = padded ? mask : at::ones({1, columns}, z.options().requires_grad(false));
         const LocalBias bias = causal_alibi_bias(real, options_.heads);
         const LocalBias unmasked = padded && options_.reference ? causal_alibi_bias(real, options_.heads, false) : bias;
         for (std::int64_t i = 0; i < options_.layers; ++i) {
             const auto at = static_cast<std::size_t>(i);
-            z = layer(i, z, hidden[at + 1] - hidden[at], bias, unmasked, recall);
+            z = layer(i, z, hidden[at + 1] - hidden[at], bias, unmasked, recall, cache);
         }
+        if (cache != nullptr) cache->advance(hidden[0].size(1), {});
         return at::layer_norm(z, {options_.dim}, norm_, norm_bias_, options_.norm_epsilon);
     }
 
     /// One layer: z [batch, rows, dim] -> the same. `unmasked` is the bias in place of `bias` where memory is read in
     /// the reference's way.
     at::Tensor layer(std::int64_t i, const at::Tensor& z, const at::Tensor& residual, const LocalBias& bias,
-                     const LocalBias& unmasked, const Recall& recall) const {
+                     const LocalBias& unmasked, const Recall& recall, KeyValueCache* cache = nullptr) const {
         const Layer& w = layers_[static_cast<std::size_t>(i)];
         const at::Tensor y = at::layer_norm(z, {options_.dim}, w.norm, w.norm_bias, options_.norm_epsilon);
         const at::Tensor fed = at::linear(at::gelu(at::linear(y, w.fc1, w.fc1_bias)), w.fc2, w.fc2_bias);
-        return at::dropout(fed, options_.dropout, is_training()) + attend(i, y, bias, unmasked, recall) + residual + z;
+        return at::dropout(fed, options_.dropout, is_training()) + attend(i, y, bias, unmasked, recall, cache) +
+               residual + z;
     }
 
     /// Attention of layer i on its normed input y [batch, rows, dim].
     at::Tensor attend(std::int64_t i, const at::Tensor& y, const LocalBias& bias, const LocalBias& unmasked,
-                      const Recall& recall) const {
+                      const Recall& recall, KeyValueCache* cache = nullptr) const {
         const Layer& w = layers_[static_cast<std::size_t>(i)];
         const std::int64_t n = y.size(0) * y.size(1), dim = options_.dim;
         const at::Tensor query = at::linear(y, w.q); // searches and attends
@@ -104,11 +111,16 @@ class SideNetworkImpl : public torch::nn::Module {
         if (i == options_.memory_layer && recall) reading = recall(query.detach().view({n, dim}));
         const bool remembers = reading && !reading->empty();
         const LocalBias& own = remembers && options_.reference ? unmasked : bias;
-        const at::Tensor key = at::linear(y, w.k), value = at::linear(y, w.v);
+        at::Tensor key = at::linear(y, w.k), value = at::linear(y, w.v);
+        if (cache != nullptr) {
+            const auto all = cache->append(static_cast<std::size_t>(i), key.unsqueeze(1), value.unsqueeze(1));
+            key = all.first.squeeze(1), value = all.second.squeeze(1);
+        }
         const double scale = 1 / std::sqrt(static_cast<double>(dim / options_.heads));
         const double dropout = is_training() ? options_.attention_dropout : 0;
-        at::Tensor out = dropout > 0 ? local_attention_composed(query, key, value, own, options_.heads, scale, dropout)
-                                     : local_attention(query, key, value, own, options_.heads, scale);
+        at::Tensor out = dropout > 0 || cache != nullptr
+                             ? local_attention_composed(query, key, value, own, options_.heads, scale, dropout)
+                             : local_attention(query, key, value, own, options_.heads, scale);
         if (remembers) out = gated_attention(out.view({n, dim}), query.view({n, dim}), w.memory_bias, reading);
         return at::linear(out.view(y.sizes()), w.out);
     }

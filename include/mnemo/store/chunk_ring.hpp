@@ -20,6 +20,7 @@ struct ChunkRingOptions {
     /// The published implementation's forgetting: an append that would fill the last chunk drops twice as many tokens
     /// as it brings, in whole chunks, beforehand; its tokens beyond whole chunks are lost.
     bool reference = false;
+    bool operator==(const ChunkRingOptions&) const = default;
 };
 
 /// What stands in a slot.

@@ -64,6 +64,7 @@ class Passages {
         }
     }
     const Options& options() const { return options_; }
+    std::span<const std::int32_t> tokens() const { return tokens_; }
 
   private:
     void check_worker(index_t worker) const {

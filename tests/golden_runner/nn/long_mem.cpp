@@ -2,6 +2,7 @@
 #include "golden.hpp"
 
 #include <mnemo/nn/long_mem.hpp>
+#include <mnemo/papers/long_mem_tasks.hpp>
 
 #include <limits>
 #include <numeric>
@@ -280,6 +281,14 @@ GOLDEN("longmem.icl") {
         best.push_back(next.argmax().item<std::int64_t>());
         note_level();
     }
+    const auto texts = nlohmann::json::parse(fixture.text("pred_text")).get<std::vector<std::string>>();
+    const auto labels = nlohmann::json::parse(fixture.text("labels")).get<std::vector<std::string>>();
+    double right = 0;
+    for (std::size_t i = 0; i < texts.size(); ++i) right += begins_label(texts[i], labels.at(i)) ? 1 : 0;
+    check.that("accuracy_first_seed",
+               std::abs(right / static_cast<double>(texts.size()) - fixture.number("accuracy_first_seed")) < 1e-6,
+               "the published way of counting");
+    check.that("template", long_mem_task(fixture.text("task")).form == fixture.text("template"), "the task's form");
     check.equal("out.dstore_idx", levels);
     check.close("out.next_logits", logits, kModel);
     check.equal("out.pred", best);

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: MIT
+#include "../folder.hpp"
+#include <mnemo/nn/long_mem_train.hpp>
+
+#include <catch.hpp>
+
+#include <torch/utils.h>
+
+#include <numeric>
+
+using namespace mnemo;
+
+namespace {
+constexpr index_t kVocab = 30, kDim = 16, kHeads = 2, kLayers = 4;
+
+nn::HuggingFaceOptions published() { return nn::long_mem_backbone_options(kVocab, kDim, kLayers, kHeads); }
+nn::HuggingFaceOptions gpt2() { // positions of its own, blocks in sequence, biases everywhere
+    nn::HuggingFaceOptions o;
+    o.model_type = "gpt2", o.vocab_size = kVocab, o.dim = o.input_dim = kDim, o.ffn_dim = 4 * kDim, o.layers = kLayers;
+    o.heads = o.kv_heads = kHeads, o.head_dim = kDim / kHeads, o.max_positions = 16;
+    o.attention_scale = 1 / std::sqrt(static_cast<double>(o.head_dim));
+    return o;
+}
+nn::LongMem model(const nn::HuggingFaceOptions& options, index_t batch = 1, index_t memory_tokens = 24) {
+    torch::manual_seed(11);
+    const nn::HuggingFaceLm backbone = nn::random_backbone(options, 0.4);
+    return {
+        backbone, nn::side_network_from(backbone, 2, 1), 2, 1,
+        LongMemBanks({.heads = kHeads, .head_dim = kDim / kHeads, .memory_tokens = memory_tokens, .chunk = 2, .k = 4},
+                     batch)};
+}
+std::vector<std::int32_t> random_text(index_t n) {
+    torch::manual_seed(12);
+    const at::Tensor ids = at::randint(3, kVocab, {n}, at::kInt);
+    return {ids.data_ptr<std::int32_t>(), ids.data_ptr<std::int32_t>() + n};
+}
+} // namespace
+
+TEST_CASE("token by token gives what segment by segment gives") {
+    const auto text = random_text(40);
+    for (const auto& options : {published(), gpt2()}) {
+        nn::LongMem whole = model(options), stepwise = model(options);
+        std::vector<float> expected;
+        nn::read_text(whole, text, {.segment = 7}, [&](index_t, std::span<const float> log_p) {
+            expected.insert(expected.end(), log_p.begin(), log_p.end());
+        });
+        nn::LongMemDecoder decoder(stepwise, 7);
+        for (std::size_t i = 0; i < text.size(); ++i) {
+            const at::Tensor log_p = decoder.step(i == 0 ? 2 : text[i - 1]);
+            CHECK(log_p[text[i]].item<float>() == Approx(expected[i]).margin(1e-4));
+        }
+        decoder.end_segment();
+        CHECK(whole.banks().rings()[0].chunks() == 12);
+        CHECK(stepwise.banks().rings()[0].chunks() == 12);
+    }
+}
+
+TEST_CASE("memory changes what is read from the second segment on, and nothing in the first") {
+    const auto text = random_text(30);
+    nn::LongMem with = model(published()), without = model(published());
+    std::vector<float> a, b;
+    const auto into = [](std::vector<float>& to) {
+        return [&to](index_t, std::span<const float> log_p) { to.insert(to.end(), log_p.begin(), log_p.end()); };
+    };
+    nn::read_text(with, text, {.segment = 10}, into(a));
+    nn::read_text(without, text, {.segment = 10, .remember = false}, into(b));
+    CHECK(std::equal(a.begin(), a.begin() + 10, b.begin()));
+    CHECK_FALSE(std::equal(a.begin() + 10, a.begin() + 20, b.begin() + 10));
+    CHECK(without.banks().rings()[0].chunks() == 0);
+    CHECK(nn::read_text(with, text, {.segment = 20, .tail = false}).count() == 20);
+}
+
+TEST_CASE("a run that is resumed in the middle of a stream goes on with its banks, bit for bit") {
+    const auto text = random_text(400);
+    const Passages passages(text, {.block = 8, .rows = 2});
+    const nn::LongMemTraining training{.steps = 12, .learning_rate = 1e-2, .warm_up = 2};
+    nn::LongMem straight = model(published(), 2), first = model(published(), 2), second = model(published(), 2);
+    std::vector<at::Tensor> backbone;
+    for (const auto& [name, weight] : straight.backbone()->weights()) backbone.push_back(weight.clone());
+    nn::LongMemTrainer whole(straight, passages, training);
+    std::vector<double> losses;
+    whole.run([&](std::int64_t, std::int64_t, double loss) {
+        losses.push_back(loss);
+        return true;
+    });
+    CHECK(losses.size() == 12);
+    CHECK_FALSE(at::equal(straight.side()->weights()[3].second, first.side()->weights()[3].second)); // it has learned
+    for (std::size_t i = 0; i < backbone.size(); ++i)
+        CHECK(at::equal(backbone[i], straight.backbone()->weights()[i].second));
+
+    const Folder folder;
+    const std::string path = folder.path() + "/run.safetensors";
+    nn::LongMemTrainer before(first, passages, training);
+    CHECK_FALSE(before.run([](std::int64_t done, std::int64_t, double) { return done < 5; }));
+    before.save(path);
+    nn::LongMemTrainer after(second, passages, training);
+    after.resume(path);
+    CHECK(after.done() == 5);
+    for (std::size_t i = 5; i < losses.size(); ++i) CHECK(after.step() == losses[i]);
+    for (std::size_t i = 0; i < straight.side()->weights().size(); ++i)
+        CHECK(at::equal(straight.side()->weights()[i].second, second.side()->weights()[i].second));
+    CHECK_THROWS_AS(after.step(), Error);
+
+    const Passages other({text.data(), 390}, {.block = 8, .rows = 2});
+    nn::LongMemTrainer elsewhere(second, other, training);
+    CHECK_THROWS_WITH(elsewhere.resume(path), Catch::Contains("text"));
+}
+
+TEST_CASE("gradients through the memory layer are those of finite differences") {
+    const auto text = random_text(40);
+    nn::LongMem memory = model(published());
+    nn::read_text(memory, std::span(text).first(20), {.segment = 10});
+    const at::Tensor tokens = at::empty({1, 10}, at::kLong), targets = at::empty({1, 10}, at::kLong);
+    std::copy_n(text.begin() + 20, 10, tokens.data_ptr<std::int64_t>());
+    std::copy_n(text.begin() + 21, 10, targets.data_ptr<std::int64_t>());
+    const auto loss = [&] { return -memory.log_prob_target(memory.forward(tokens), targets).to(at::kDouble).sum(); };
+    loss().backward();
+    for (const auto& [name, weight] : memory.side()->weights()) {
+        if (name.find("layers.0.") != 0) continue; // the layer that reads memory
+        const at::NoGradGuard no_grad;
+        const at::Tensor flat = weight.view({-1});
+        const std::int64_t i = flat.numel() / 2;
+        const float kept = flat[i].item<float>(), h = 2e-2f;
+        flat[i] = kept + h;
+        const double above = loss().item<double>();
+        flat[i] = kept - h;
+        const double below = loss().item<double>();
+        flat[i] = kept;
+        INFO(name);
+        CHECK(weight.grad().view({-1})[i].item<double>() ==
+              Approx((above - below) / (2 * double{h})).epsilon(0.05).margin(5e-3));
+    }
+}
