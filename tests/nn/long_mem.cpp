@@ -22,8 +22,7 @@ nn::HuggingFaceOptions gpt2() { // positions of its own, blocks in sequence, bia
     return o;
 }
 nn::LongMem model(const nn::HuggingFaceOptions& options, index_t batch = 1, index_t memory_tokens = 24) {
-    torch::manual_seed(11);
-    const nn::HuggingFaceLm backbone = nn::random_backbone(options, 0.4);
+    const nn::HuggingFaceLm backbone = nn::random_backbone(options, 0.4, 11);
     return {
         backbone, nn::side_network_from(backbone, 2, 1), 2, 1,
         LongMemBanks({.heads = kHeads, .head_dim = kDim / kHeads, .memory_tokens = memory_tokens, .chunk = 2, .k = 4},

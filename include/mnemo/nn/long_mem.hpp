@@ -6,6 +6,8 @@
 #include <mnemo/nn/side_network.hpp>
 #include <mnemo/papers/long_mem.hpp>
 
+#include <ATen/CPUGeneratorImpl.h>
+
 #include <memory>
 #include <string>
 #include <utility>
@@ -51,10 +53,12 @@ inline std::string long_mem_backbone_name(const std::string& name) {
     fail("backbone: expected a weight of the published model, got `", name, "`");
 }
 
-/// A backbone with random weights, to be trained: normal with `spread`, norms at one, biases at zero.
-inline HuggingFaceLm random_backbone(const HuggingFaceOptions& options, double spread = 0.02) {
+/// A backbone with random weights, to be trained: normal with `spread`, norms at one, biases at zero. The draws depend
+/// on the seed alone.
+inline HuggingFaceLm random_backbone(const HuggingFaceOptions& options, double spread, std::uint64_t seed) {
+    auto generator = at::detail::createCPUGenerator(seed);
     return HuggingFaceLm(options, [&](const std::string& name, at::IntArrayRef shape) {
-        if (shape.size() > 1) return at::randn(shape) * spread;
+        if (shape.size() > 1) return at::randn(shape, generator) * spread;
         return name.find("weight") != std::string::npos ? at::ones(shape) : at::zeros(shape);
     });
 }
@@ -186,6 +190,7 @@ class LongMem {
     const HuggingFaceLm& backbone() const { return backbone_; }
     const SideNetwork& side() const { return side_; }
     LongMemBanks& banks() { return banks_; }
+    const LongMemOptions& options() const { return banks_.options(); }
     /// What the last segment recalled; it may be null.
     const SharedReading& last_reading() const { return last_; }
 

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+// The second part of examples/long_mem.cpp: a long text of a library that the model has never seen, read with memories
+// of growing size and with memories that must not help.
+#include "long_mem_recall.hpp"
+
+#include <numeric>
+
+struct TextSettings {
+    index_t vocab = 1024, dim = 128, heads = 4, layers = 4, reduction = 2, layer = 1, segment = 128;
+    index_t backbone_steps = 1300, backbone_rows = 8;
+    index_t side_steps = 700, side_rows = 4; // 90k tokens a row: longer than the memory
+    std::vector<index_t> sizes{4096, 16384, 65536};
+    index_t places = 72, every = 6; // segments that are scored, and how far they lie apart
+    index_t chunk = long_mem_knobs::chunk, k = long_mem_knobs::k;
+};
+
+// Perplexities by memory, and which chunks were read.
+struct TextFigures {
+    std::vector<std::pair<std::string, double>> perplexity;
+    std::vector<std::vector<double>> reads; // [place][age], ages in parts of the largest memory
+    double tokens_a_second = 0, bank_megabytes = 0;
+};
+
+inline nn::HuggingFaceLm text_backbone(std::span<const std::int32_t> tokens, const TextSettings& set,
+                                       std::uint64_t seed, const Tick& tick) {
+    nn::HuggingFaceLm backbone =
+        nn::random_backbone(nn::long_mem_backbone_options(set.vocab, set.dim, set.layers, set.heads), 0.05, seed);
+    torch::optim::AdamW optimizer(backbone->parameters(),
+                                  torch::optim::AdamWOptions(3e-3).betas({0.9, 0.95}).weight_decay(0.1));
+    std::mt19937_64 draw(seed);
+    for (index_t step = 0; step < set.backbone_steps; ++step, tick()) {
+        const double part = double(step) / double(set.backbone_steps);
+        for (auto& group : optimizer.param_groups())
+            group.options().set_lr(3e-3 * std::min(double(step + 1) / 60, 0.55 + 0.45 * std::cos(3.14159 * part)));
+        std::vector<std::vector<std::int32_t>> rows;
+        for (index_t r = 0; r < set.backbone_rows; ++r) {
+            const std::size_t first = draw() % (tokens.size() - std::size_t(set.segment) - 1);
+            const auto row = tokens.subspan(first, std::size_t(set.segment) + 1);
+            rows.emplace_back(row.begin(), row.end());
+        }
+        const auto [inputs, targets] = recall_rows(rows, 0, set.segment);
+        optimizer.zero_grad();
+        (-backbone->log_prob_target(backbone->forward(inputs), targets).mean()).backward();
+        optimizer.step();
+    }
+    return backbone;
+}
+
+// The memory a reader would have had who remembers fewer tokens.
+inline ChunkRing<half> newest(const ChunkRing<half>& ring, index_t tokens) {
+    auto now = ring.contents();
+    const index_t dropped = std::max<index_t>(now.used - tokens / ring.options().chunk, 0);
+    now.first = (now.first + dropped) % ring.slots(), now.used -= dropped;
+    return {ring.options(), std::move(now)};
+}
+// Controls: what is found by one chunk's mean is another chunk; or only its values are another's.
+inline ChunkRing<half> mixed_up(const ChunkRing<half>& ring, bool values_alone, std::uint64_t seed) {
+    auto now = ring.contents();
+    std::vector<std::size_t> other(static_cast<std::size_t>(ring.size()));
+    std::iota(other.begin(), other.end(), std::size_t{0});
+    std::mt19937_64 draw(seed);
+    std::shuffle(other.begin(), other.end(), draw);
+    const auto permute = [&](auto& blocks, std::size_t length) {
+        const auto old = blocks;
+        for (std::size_t i = 0; i < other.size(); ++i)
+            std::copy_n(old.begin() + std::ptrdiff_t(other[i] * length), length,
+                        blocks.begin() + std::ptrdiff_t(i * length));
+    };
+    const auto d = static_cast<std::size_t>(ring.head_dim());
+    for (std::size_t h = 0; h < now.means.size(); ++h) {
+        if (values_alone)
+            permute(now.values[h], d * static_cast<std::size_t>(ring.options().chunk));
+        else
+            permute(now.means[h], d);
+    }
+    return {ring.options(), std::move(now)};
+}
+
+inline TextFigures score_text(const nn::LongMem& trained, std::span<const std::int32_t> text,
+                              std::span<const std::int32_t> wrong, const TextSettings& set, const Tick& tick) {
+    const index_t most = set.sizes.back();
+    LongMemOptions bank = trained.options();
+    bank.memory_tokens = most;
+    nn::LongMem model(trained.backbone(), trained.side(), set.reduction, set.layer, LongMemBanks(bank, 1));
+    ChunkRing<half>& ring = model.banks().rings()[0];
+    const ChunkRing<half> empty = ring;
+    nn::read_text(model, wrong.first(std::min(wrong.size(), std::size_t(most))), {.segment = set.segment});
+    const ChunkRing<half> stranger = ring;
+    ring = empty;
+
+    TextFigures figures;
+    const auto start = std::chrono::steady_clock::now();
+    nn::read_text(model, text.first(std::size_t(most)), {.segment = set.segment});
+    figures.tokens_a_second =
+        double(most) / std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    figures.bank_megabytes = double(ring.bytes()) / 1e6;
+
+    std::vector<std::pair<std::string, Perplexity>> sums{{"backbone", {}}, {"0", {}}};
+    for (const index_t size : set.sizes) sums.emplace_back(std::to_string(size), Perplexity());
+    for (const char* control : {"random chunks", "shuffled values", "wrong document"})
+        sums.emplace_back(control, Perplexity());
+    const at::NoGradGuard no_grad;
+    for (index_t place = 0, at = most; place < set.places; ++place, tick()) {
+        const auto [tokens, targets] =
+            recall_rows({{text.begin() + at - 1, text.begin() + at + set.segment}}, 0, set.segment);
+        ChunkRing<half> whole = std::move(ring);
+        const auto score = [&](Perplexity& sum, ChunkRing<half> with) {
+            ring = std::move(with);
+            const at::Tensor log_p = model.log_prob_target(model.forward(tokens), targets).contiguous();
+            sum.add(std::span<const float>(log_p.data_ptr<float>(), static_cast<std::size_t>(log_p.numel())));
+        };
+        std::size_t i = 1;
+        score(sums[i++].second, empty);
+        for (const index_t size : set.sizes) score(sums[i++].second, newest(whole, size));
+        std::vector<double>& ages = figures.reads.emplace_back(64);
+        for (const Hits& hits : model.last_reading()->parts[0].hits.heads)
+            for (index_t q = 0; q < hits.rows(); ++q)
+                for (const index_t slot : hits.ids(q))
+                    ages[std::size_t(whole.chunks() - 1 - whole.age(slot)) * 64 / std::size_t(whole.slots())] += 1;
+        const auto seed = static_cast<std::uint64_t>(place);
+        score(sums[i++].second, mixed_up(whole, false, seed));
+        score(sums[i++].second, mixed_up(whole, true, seed));
+        score(sums[i++].second, stranger);
+        const at::Tensor alone =
+            model.backbone()->log_prob_target(model.backbone()->forward(tokens), targets).contiguous();
+        sums[0].second.add({alone.data_ptr<float>(), static_cast<std::size_t>(alone.numel())});
+        ring = std::move(whole); // and on to the next place
+        const auto between = text.subspan(std::size_t(at), std::size_t(set.every * set.segment));
+        nn::read_text(model, between, {.segment = set.segment, .before = text[std::size_t(at) - 1]});
+        at += static_cast<index_t>(between.size());
+    }
+    for (const auto& [name, sum] : sums) figures.perplexity.emplace_back(name, sum.perplexity());
+    return figures;
+}
