@@ -87,6 +87,12 @@ template <index_t Bytes> inline void prefetch_ahead(const void* b) {
     for (index_t i = 0; i < Bytes; i += 64) __builtin_prefetch(line + i, 0, 2);
 }
 
+// The tree over 64 lanes in four vectors, down to its last four.
+MNEMO_AVX512 inline __m128 four_lanes(const __m512 (&sum)[4]) {
+    const __m512 s = _mm512_add_ps(_mm512_add_ps(sum[0], sum[2]), _mm512_add_ps(sum[1], sum[3]));
+    const __m256 t = _mm256_add_ps(_mm512_castps512_ps256(s), _mm512_extractf32x8_ps(s, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(t), _mm256_extractf128_ps(t, 1));
+}
 // The lanes in four vectors, which is also the order of the tree.
 template <Sum S, int M, bool Ahead = false, class A, class B>
 MNEMO_AVX512 inline void sum_avx512(const A* a, index_t stride, const B* b, index_t d, float* out) {
@@ -117,12 +123,43 @@ MNEMO_AVX512 inline void sum_avx512(const A* a, index_t stride, const B* b, inde
     }
     MNEMO_UNROLL
     for (int m = 0; m < M; ++m) {
-        const __m512 s = _mm512_add_ps(_mm512_add_ps(sum[m][0], sum[m][2]), _mm512_add_ps(sum[m][1], sum[m][3]));
-        const __m256 t = _mm256_add_ps(_mm512_castps512_ps256(s), _mm512_extractf32x8_ps(s, 1));
-        const __m128 u = _mm_add_ps(_mm256_castps256_ps128(t), _mm256_extractf128_ps(t, 1));
+        const __m128 u = four_lanes(sum[m]);
         const __m128 v = _mm_add_ps(u, _mm_movehl_ps(u, u));
         out[m] = _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)));
     }
+}
+// One row of a and four rows of b: loads of a are shared, and the four trees are one.
+template <Sum S, class A, class B>
+MNEMO_AVX512 inline void sum_of_four_avx512(const A* a, const B* const (&b)[4], index_t d, float* out) {
+    __m512 sum[4][4];
+    MNEMO_UNROLL
+    for (int m = 0; m < 4; ++m) {
+        MNEMO_UNROLL
+        for (int g = 0; g < 4; ++g) sum[m][g] = _mm512_setzero_ps();
+    }
+    index_t j = 0;
+    for (; j + kLanes <= d; j += kLanes) {
+        MNEMO_UNROLL
+        for (int g = 0; g < 4; ++g) {
+            const __m512 x = load16(a + j + 16 * g);
+            MNEMO_UNROLL
+            for (int m = 0; m < 4; ++m) sum[m][g] = step<S>(x, load16(b[m] + j + 16 * g), sum[m][g]);
+        }
+    }
+    MNEMO_UNROLL
+    for (int g = 0; g < 4; ++g, j += 16) {
+        if (j < d) {
+            const auto part = static_cast<__mmask16>(d - j >= 16 ? 0xffff : (1 << (d - j)) - 1);
+            const __m512 x = load16(a + j, part);
+            MNEMO_UNROLL
+            for (int m = 0; m < 4; ++m) sum[m][g] = step<S>(x, load16(b[m] + j, part), sum[m][g], part);
+        }
+    }
+    const __m128 u[4] = {four_lanes(sum[0]), four_lanes(sum[1]), four_lanes(sum[2]), four_lanes(sum[3])};
+    // (0, 2) and (1, 3) of two sums at a time, then of all four.
+    const __m128 v = _mm_add_ps(_mm_unpacklo_ps(u[0], u[1]), _mm_unpackhi_ps(u[0], u[1]));
+    const __m128 w = _mm_add_ps(_mm_unpacklo_ps(u[2], u[3]), _mm_unpackhi_ps(u[2], u[3]));
+    _mm_storeu_ps(out, _mm_add_ps(_mm_movelh_ps(v, w), _mm_movehl_ps(w, v)));
 }
 
 // Lanes 0-31 first, then 32-63: with all eight vectors of one sum in registers there is room for no second sum.
@@ -236,6 +273,32 @@ MNEMO_SCORE_LOOP(avx512, MNEMO_AVX512)
 #endif
 #undef MNEMO_SCORE_LOOP
 
+#if MNEMO_X86
+// What an index or a first pass has found, four keys at a time.
+template <MetricTag MetricT, class T, class Id>
+MNEMO_AVX512 void score_gathered_avx512(const float* q, const double* q_norm, MatrixView<const T> keys, const Id* ids,
+                                        index_t n, float* out) {
+    index_t i = 0;
+    if constexpr (MetricT::metric != Metric::cosine)
+        for (; i + 4 <= n; i += 4) {
+            const T* rows[4];
+            bool all = true;
+            for (index_t j = 0; j < 4; ++j) {
+                const auto id = static_cast<index_t>(ids[i + j]);
+                all = all && id >= 0;
+                rows[j] = keys.data + std::max<index_t>(id, 0) * keys.stride;
+                if (i + j + kRowsAhead < n && static_cast<index_t>(ids[i + j + kRowsAhead]) >= 0)
+                    prefetch_row(keys.data + ids[i + j + kRowsAhead] * keys.stride, keys.cols);
+            }
+            if (!all) break;
+            float sum[4];
+            sum_of_four_avx512<sum_of<MetricT>>(q, rows, keys.cols, sum);
+            for (int j = 0; j < 4; ++j) out[i + j] = similarity<MetricT>(sum[j], 1, 1);
+        }
+    score_loop_avx512<MetricT, 1, T, Id>(q, 0, q_norm, keys, ids + i, n - i, out + i, 0);
+}
+#endif
+
 // |q|, which is a canonical sum, too.
 template <MetricTag MetricT> double query_norm(const float* q, index_t d) {
     if constexpr (MetricT::metric != Metric::cosine) return 1;
@@ -266,6 +329,10 @@ void score(Rows queries, MatrixView<const T> keys, const Id* ids, index_t n, flo
         for (; i < queries.rows; ++i) pass(std::integral_constant<int, 1>{}, i, loop_one);
     };
 #if MNEMO_X86
+    if (simd_level() >= SimdLevel::avx512 && ids && queries.rows == 1) {
+        const double norm = query_norm<MetricT>(queries[0].data(), queries.cols);
+        return score_gathered_avx512<MetricT>(queries[0].data(), &norm, keys, ids, n, out);
+    }
     if (simd_level() >= SimdLevel::avx512)
         return all(std::integral_constant<int, 4>{}, score_loop_avx512<MetricT, 4, T, Id>,
                    score_loop_avx512<MetricT, 1, T, Id>);
