@@ -59,6 +59,7 @@
 #include <mnemo/retrieve/exact.hpp>
 #include <mnemo/retrieve/first_hits.hpp>
 #include <mnemo/retrieve/follow.hpp>
+#include <mnemo/retrieve/in_parts.hpp>
 #include <mnemo/retrieve/lists.hpp>
 #include <mnemo/retrieve/nothing.hpp>
 #include <mnemo/retrieve/per_head.hpp>

@@ -4,14 +4,27 @@
 #include <mnemo/core/executor.hpp>
 #include <mnemo/kernels/attend.hpp>
 #include <mnemo/retrieve/per_head.hpp>
-#include <mnemo/store/chunk_ring.hpp>
 
 #include <algorithm>
 #include <cmath>
+#include <concepts>
 #include <span>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace mnemo {
+
+/// A store of chunks of attention keys and values by head: ChunkRing, ChunkFile. Token t of chunk s is row s * chunk +
+/// t.
+template <class S>
+concept ChunkStore = HeadedStore<S> && requires(const S& s, index_t h) {
+    { s.options().chunk } -> std::convertible_to<index_t>;
+    { s.keys(h)[0] };
+    { s.values(h)[0] };
+};
+template <ChunkStore S>
+using chunk_element_t = std::remove_const_t<std::remove_pointer_t<decltype(std::declval<const S&>().keys(0).data)>>;
 
 /// The base of a memory inside an attention layer: what local attention gave, by head, before the output projection.
 struct HeadOutputs {
@@ -37,15 +50,14 @@ template <Executor X = Serial> struct GatedAttention {
     index_t filled_to = 0;
     [[no_unique_address]] X executor{};
 
-    template <KeyElement T>
-    void combine(HeadOutputs& base, const Reading<Rows, HeadHits, ChunkRing<T>>& reading) const {
-        const ChunkRing<T>& ring = reading.store;
+    template <ChunkStore S> void combine(HeadOutputs& base, const Reading<Rows, HeadHits, S>& reading) const {
+        const S& ring = reading.store;
         check(base.rows, base.gates.size(), reading);
         constexpr index_t block = 64; // queries of a task
         const index_t n = reading.queries.rows, blocks = (n + block - 1) / block;
         executor.run(ring.heads() * blocks, [&](index_t task, index_t) {
             const index_t head = task / blocks, first = task % blocks * block;
-            Buffers<T> buffers(ring, head);
+            Buffers<chunk_element_t<S>> buffers(ring, head);
             const float gate = base.gates[static_cast<std::size_t>(head)];
             for (index_t i = first; i < std::min(first + block, n); ++i) {
                 if (!buffers.see(reading.recall[head].ids(i), filled_to)) continue;
@@ -58,15 +70,15 @@ template <Executor X = Serial> struct GatedAttention {
     }
 
     /// `local` [queries, heads * head_dim] is what local attention gave, `grad_out` the gradient of the result.
-    template <KeyElement T>
-    void backward(Rows local, std::span<const float> gates, Rows grad_out,
-                  const Reading<Rows, HeadHits, ChunkRing<T>>& reading, HeadGradients grads) const {
-        const ChunkRing<T>& ring = reading.store;
+    template <ChunkStore S>
+    void backward(Rows local, std::span<const float> gates, Rows grad_out, const Reading<Rows, HeadHits, S>& reading,
+                  HeadGradients grads) const {
+        const S& ring = reading.store;
         check(local, gates.size(), reading), check(grad_out, grads.gates.size(), reading);
         check(grads.queries, gates.size(), reading), check(grads.local, gates.size(), reading);
         const index_t d = ring.head_dim();
         executor.run(ring.heads(), [&](index_t head, index_t) { // a gate is of one task: the same sum for any threads
-            Buffers<T> buffers(ring, head);
+            Buffers<chunk_element_t<S>> buffers(ring, head);
             std::vector<float> query_grad(static_cast<std::size_t>(d));
             const float gate = gates[static_cast<std::size_t>(head)], by = scale_for(ring);
             double gate_grad = 0;
@@ -99,7 +111,7 @@ template <Executor X = Serial> struct GatedAttention {
         std::vector<index_t> ids;
         std::vector<float> query, p, grads;
 
-        Buffers(const ChunkRing<T>& ring, index_t head)
+        Buffers(const auto& ring, index_t head)
             : rows{ring.keys(head), ring.values(head), {}, {}, 0}, chunk(ring.options().chunk) {}
 
         // False where there is nothing.
@@ -122,11 +134,10 @@ template <Executor X = Serial> struct GatedAttention {
     template <class T> static std::span<T> part(MatrixView<T> rows, index_t i, index_t head, index_t d) {
         return rows[i].subspan(static_cast<std::size_t>(head * d), static_cast<std::size_t>(d));
     }
-    template <class T> float scale_for(const ChunkRing<T>& ring) const {
+    float scale_for(const auto& ring) const {
         return scale != 0 ? scale : 1 / std::sqrt(static_cast<float>(ring.head_dim()));
     }
-    template <class T>
-    static void check(Rows rows, std::size_t gates, const Reading<Rows, HeadHits, ChunkRing<T>>& reading) {
+    template <class S> static void check(Rows rows, std::size_t gates, const Reading<Rows, HeadHits, S>& reading) {
         expect_equal("GatedAttention: rows", rows.rows, reading.queries.rows);
         expect_equal("GatedAttention: width of the rows", rows.cols, reading.store.key_dim());
         expect_equal("GatedAttention: width of the queries", reading.queries.cols, reading.store.key_dim());

@@ -4,6 +4,7 @@
 #include <mnemo/core/error.hpp>
 #include <mnemo/core/matrix_view.hpp>
 
+#include <algorithm>
 #include <atomic>
 #include <bit>
 #include <cerrno>
@@ -152,6 +153,14 @@ class MappedFile {
                   access == Access::random       ? MADV_RANDOM
                   : access == Access::sequential ? MADV_SEQUENTIAL
                                                  : MADV_NORMAL);
+    }
+    /// Gives whole pages of a part back to the system; they are read again when they are needed. For maps of read-only
+    /// contents that are larger than the memory a program wants to take.
+    void release(std::uint64_t offset, std::uint64_t size) const {
+        constexpr std::uint64_t page = 4096;
+        const std::uint64_t end = std::min<std::uint64_t>(offset + size, size_);
+        const std::uint64_t from = (offset + page - 1) / page * page, to = end == size_ ? end : end / page * page;
+        if (data_ != nullptr && from < to) ::madvise(data_ + from, static_cast<std::size_t>(to - from), MADV_DONTNEED);
     }
 
   private:

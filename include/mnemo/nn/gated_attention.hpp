@@ -3,6 +3,7 @@
 
 #include <mnemo/combine/gated_attention.hpp>
 #include <mnemo/nn/tensor.hpp>
+#include <mnemo/store/chunk_ring.hpp>
 
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
