@@ -4,6 +4,7 @@
 #include <mnemo/nn/tensor.hpp>
 
 #include <ATen/Functions.h>
+#include <ATen/TensorOperators.h>
 
 #include <algorithm>
 #include <cmath>
