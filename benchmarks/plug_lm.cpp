@@ -48,6 +48,8 @@ void fill(KnowledgeStore& store, index_t n, MatrixView<const std::uint16_t> docu
         store.append(nn::as_rows(keys), store.value_dim() == 0 ? Rows(nullptr, rows, 0) : nn::as_rows(values), "all",
                      documents.cols == 0 ? documents : documents.slice(first, rows));
     }
+    store.compact();
+    store.pack();
 }
 PlugLmOptions options_of(index_t k, HeadMerge merge) {
     PlugLmOptions o;
@@ -159,7 +161,6 @@ void layer_train(benchmark::State& state, HeadMerge merge, const char* label) {
     for (const at::Tensor& p :
          {embeddings.words, embeddings.segments, embeddings.positions, embeddings.norm_weight, embeddings.norm_bias})
         parameters.push_back(p);
-    embeddings.words.mutable_grad() = at::zeros_like(embeddings.words); // one gradient for all that reads it
     const at::Tensor tokens = at::arange(b * t, at::kLong).view({b, t}), mask = at::ones({b, t}, at::kLong);
     const auto encode = [&](const Hits& hits) {
         const at::Tensor ids = at::empty({b * k, length}, at::kLong);
@@ -171,8 +172,7 @@ void layer_train(benchmark::State& state, HeadMerge merge, const char* label) {
         return std::pair(encoded.key.view({b, k, -1}), encoded.value.view({b, k, -1}));
     };
     for (auto _ : state) {
-        for (const at::Tensor& p : parameters)
-            if (p.grad().defined()) p.mutable_grad().zero_();
+        for (const at::Tensor& p : parameters) p.mutable_grad() = at::Tensor();
         layer.forward(tokens, mask, *snapshot, encode).square().mean().backward();
     }
     state.SetItemsProcessed(state.iterations() * b * t);

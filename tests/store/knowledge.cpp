@@ -186,6 +186,22 @@ TEST_CASE("knowledge: search by parts finds what search of the whole finds") {
         CHECK(same(b.ids(q), c.ids(q)));
         CHECK(a.ids(q).size() == static_cast<std::size_t>(k));
     }
+    // Packed copies change nothing, with entries that came after them neither.
+    for (KnowledgeStore* s : {&parts, &whole}) {
+        s->pack();
+        s->append(Rows(queries), Rows(values).slice(0, 9));
+    }
+    CHECK(whole.snapshot()->segments()[0].packed().rows == n);
+    const Hits packed = search.retrieve(*parts.snapshot(), queries);
+    for (index_t q = 0; q < queries.rows; ++q) CHECK(packed.scores(q)[0] >= a.scores(q)[0]);
+    for (index_t q = 0; q < 9; ++q) {
+        parts.erase(n + q), whole.erase(n + q);
+    }
+    const Hits again = search.retrieve(*parts.snapshot(), queries), other = search.retrieve(*whole.snapshot(), queries);
+    for (index_t q = 0; q < queries.rows; ++q) {
+        const auto same = [](auto x, auto y) { return std::equal(x.begin(), x.end(), y.begin(), y.end()); };
+        CHECK((same(again.ids(q), a.ids(q)) && same(again.scores(q), a.scores(q)) && same(other.ids(q), a.ids(q))));
+    }
     KnowledgeStore empty(d, 2);
     const Hits none = search.retrieve(*empty.snapshot(), queries);
     REQUIRE(none.rows() == queries.rows);

@@ -5,8 +5,10 @@
 #include <mnemo/core/error.hpp>
 #include <mnemo/core/half.hpp>
 #include <mnemo/core/matrix_view.hpp>
+#include <mnemo/kernels/choose_format.hpp>
 #include <mnemo/kernels/convert.hpp>
 #include <mnemo/kernels/huge_pages.hpp>
+#include <mnemo/kernels/packed_keys.hpp>
 
 #include <algorithm>
 #include <memory>
@@ -31,6 +33,8 @@ class KnowledgeSegment {
     }
     index_t id(index_t row) const { return ids_ == nullptr ? first_id_ + row : ids_[row]; }
     IdSet erased() const { return erased_ == nullptr ? IdSet{} : IdSet{*erased_}; }
+    /// A copy of the first keys that exact search by inner product reads first, where the store was packed.
+    PackedView packed() const { return packed_ == nullptr ? PackedView{} : packed_->view(); }
 
   private:
     friend class KnowledgeStore;
@@ -40,6 +44,7 @@ class KnowledgeSegment {
     const index_t* ids_ = nullptr;      // [size], or none where they count from first_id_
     index_t first_id_ = 0;
     std::shared_ptr<const std::vector<std::uint64_t>> erased_; // rows that a reader leaves out
+    std::shared_ptr<const PackedKeys<InnerProduct>> packed_;
 };
 static_assert(KeyedStore<KnowledgeSegment> && MarksErased<KnowledgeSegment>);
 
@@ -268,6 +273,22 @@ class KnowledgeStore {
             }
         }
         row_of_ = std::move(moved);
+        publish(std::move(next));
+    }
+
+    /// Keeps packed copies of the keys that are there now, a byte a number or less: exact search by inner product, with
+    /// the same results, then reads little more than those. Entries that come later are scored as they are, until the
+    /// next time. Readers go on beside it.
+    void pack() {
+        const std::lock_guard lock(write_);
+        auto next = edited();
+        for (KnowledgeSegment& segment : next->segments_) {
+            if (segment.packed_ != nullptr && segment.packed_->rows() == segment.size()) continue;
+            auto packed = std::make_shared<PackedKeys<InnerProduct>>(
+                key_dim_, packed_format_for<InnerProduct>(KeyRows(segment.keys())));
+            packed->follow(KeyRows(segment.keys()));
+            segment.packed_ = std::move(packed);
+        }
         publish(std::move(next));
     }
 
