@@ -2,6 +2,8 @@
 #pragma once
 
 // The text of examples/pema.cpp: phrases from the comments of installed headers, and a house style for them.
+#include "comment_phrases.hpp"
+
 #include <mnemo/mnemo.hpp>
 
 #include <algorithm>
@@ -24,41 +26,6 @@ constexpr std::size_t kWords = 8; // of a phrase, at most
 inline Line prompt_of(Line line) {
     line.resize(kWords, kBlank), line.push_back(kCopy);
     return line;
-}
-
-// Runs of 3 to 8 words in comments, each once, in the files' order.
-inline std::vector<std::vector<std::string>> phrases_of(const std::vector<TextFile>& files) {
-    std::vector<std::vector<std::string>> out;
-    std::set<std::vector<std::string>> seen;
-    const auto letter = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); };
-    for (const TextFile& file : files) {
-        std::istringstream lines(file.text);
-        for (std::string line; std::getline(lines, line);) {
-            const std::size_t begin = line.find_first_not_of(" \t");
-            if (begin == std::string::npos || (line.compare(begin, 2, "//") != 0 && line[begin] != '*')) continue;
-            std::vector<std::string> words(1);
-            const auto finish = [&] {
-                if (words.back().empty()) words.pop_back();
-                const bool plain =
-                    std::all_of(words.begin(), words.end(), [](const auto& w) { return w.size() > 1 || w == "a"; });
-                if (plain && words.size() >= 3 && words.size() <= kWords && seen.insert(words).second)
-                    out.push_back(words);
-                words.assign(1, "");
-            };
-            for (const char c : line.substr(line.find_first_not_of("/*<!", begin) == std::string::npos
-                                                ? line.size()
-                                                : line.find_first_not_of("/*<!", begin))) {
-                if (letter(c))
-                    words.back() += static_cast<char>(c | 0x20);
-                else if (c != ' ')
-                    finish();
-                else if (!words.back().empty())
-                    words.emplace_back();
-            }
-            finish();
-        }
-    }
-    return out;
 }
 
 // The most frequent words, the phrases made of nothing else, and a house style: some words are written as others.
