@@ -34,6 +34,7 @@
 #include <mnemo/kernels/pack.hpp>
 #include <mnemo/kernels/packed_keys.hpp>
 #include <mnemo/kernels/panel.hpp>
+#include <mnemo/kernels/product_quantizer.hpp>
 #include <mnemo/kernels/score.hpp>
 #include <mnemo/kernels/select.hpp>
 #include <mnemo/kernels/visible.hpp>
@@ -61,6 +62,7 @@
 #include <mnemo/retrieve/follow.hpp>
 #include <mnemo/retrieve/in_parts.hpp>
 #include <mnemo/retrieve/lists.hpp>
+#include <mnemo/retrieve/neighbour_graph.hpp>
 #include <mnemo/retrieve/nothing.hpp>
 #include <mnemo/retrieve/per_head.hpp>
 #include <mnemo/retrieve/recall_report.hpp>
