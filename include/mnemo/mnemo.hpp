@@ -41,6 +41,7 @@
 #include <mnemo/kernels/weighted_sum.hpp>
 #include <mnemo/loss/nll.hpp>
 #include <mnemo/papers/adaptive_lambda.hpp>
+#include <mnemo/papers/combinations.hpp>
 #include <mnemo/papers/knn_lm.hpp>
 #include <mnemo/papers/knn_lm_explain.hpp>
 #include <mnemo/papers/knn_lm_sample.hpp>

@@ -34,12 +34,12 @@ template <class RetrieverT> struct Selected {
     RetrieverT inner;
 
     template <class S>
-        requires RetrieverFor<RetrieverT, S, Rows>
+        requires RetrieverFor<RetrieverT, S, Rows> && AssociativeRecall<recall_t<RetrieverT, S, Rows>>
     auto retrieve(const S& store, const SelectedQueries& queries) const {
         return retrieve(store, queries, SelectedHits<recall_t<RetrieverT, S, Rows>>{});
     }
     template <class S>
-        requires RetrieverFor<RetrieverT, S, Rows>
+        requires RetrieverFor<RetrieverT, S, Rows> && AssociativeRecall<recall_t<RetrieverT, S, Rows>>
     auto retrieve(const S& store, const SelectedQueries& queries,
                   SelectedHits<recall_t<RetrieverT, S, Rows>> spare) const {
         const Rows rows = queries.queries;
