@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: MIT
 #include <catch.hpp>
+#include <mnemo/retrieve/exact.hpp>
 #include <mnemo/retrieve/first_hits.hpp>
+#include <mnemo/store/packed.hpp>
+#include <mnemo/store/tokens.hpp>
 #include <mnemo/store/views.hpp>
 
+#include <random>
 #include <vector>
 
 using namespace mnemo;
@@ -33,6 +37,45 @@ TEST_CASE("the first entries of a store are a smaller store") {
     CHECK(FirstEntries(all, 100).size() == 3);
     CHECK(FirstEntries(all, 100).keys().rows == 3);
     CHECK(FirstEntries(all, 0).size() == 0);
+}
+
+TEST_CASE("a filter keeps some entries, and searches find the best of those") {
+    const Numbers all;
+    const KeptEntries odd(all, [&](index_t id) { return all.value(id) % 2 != 0; });
+    CHECK(odd.size() == 3);
+    CHECK_FALSE(odd.erased().contains(0));
+    CHECK(odd.erased().contains(1)); // erased in the store, whatever the filter says
+
+    std::mt19937 gen(4);
+    std::normal_distribution<float> normal;
+    Matrix keys(3000, 24), queries(40, 24);
+    for (Matrix* m : {&keys, &queries})
+        for (float& x : m->data) x = normal(gen);
+    std::vector<std::int32_t> values(3000);
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<std::int32_t>(i * 7 % 10);
+    TokenStore<> store(24);
+    store.append(keys, values);
+    store.erase(5), store.erase(2999);
+    Packed<TokenStore<>, L2> packed(store);
+    const auto keep = [&](index_t id) { return store.value(id) < 3; };
+    const auto check = [&](const auto& kept, const Hits& hits) {
+        REQUIRE(hits.rows() == 40);
+        for (index_t q = 0; q < 40; ++q) {
+            std::vector<std::pair<float, index_t>> best;
+            for (index_t id = 0; id < 3000; ++id)
+                if (keep(id) && !kept.erased().contains(id))
+                    best.emplace_back(-score<L2>(queries[q], std::span<const float>(keys[id])), id);
+            std::sort(best.begin(), best.end());
+            REQUIRE(hits.ids(q).size() == 50);
+            for (std::size_t i = 0; i < 50; ++i) CHECK(hits.ids(q)[i] == best[i].second);
+        }
+    };
+    const KeptEntries few(store, keep);
+    check(few, Exact<L2>{50}.retrieve(few, queries));
+    const KeptEntries few_packed(packed, keep);
+    check(few_packed, Exact<L2>{50}.retrieve(few_packed, queries));
+    const KeptEntries none(store, [](index_t) { return false; });
+    CHECK(Exact<L2>{50}.retrieve(none, queries).ids(0).empty());
 }
 
 TEST_CASE("a store can be read with other values") {
