@@ -24,6 +24,7 @@
 #include <mnemo/kernels/filter_bound.hpp>
 #include <mnemo/kernels/find.hpp>
 #include <mnemo/kernels/head.hpp>
+#include <mnemo/kernels/head_hits.hpp>
 #include <mnemo/kernels/huge_pages.hpp>
 #include <mnemo/kernels/key_lists.hpp>
 #include <mnemo/kernels/layer_norm.hpp>

@@ -3,7 +3,7 @@
 
 #include <mnemo/core/executor.hpp>
 #include <mnemo/kernels/attend.hpp>
-#include <mnemo/retrieve/per_head.hpp>
+#include <mnemo/kernels/head_hits.hpp>
 
 #include <algorithm>
 #include <cmath>

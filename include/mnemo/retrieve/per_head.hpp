@@ -1,28 +1,13 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <mnemo/kernels/head_hits.hpp>
 #include <mnemo/kernels/metric.hpp>
 #include <mnemo/retrieve/exact.hpp>
 
 #include <utility>
-#include <vector>
 
 namespace mnemo {
-
-/// What each head recalled for each query.
-struct HeadHits {
-    std::vector<Hits> heads;
-    index_t rows() const { return heads.empty() ? 0 : heads.front().rows(); }
-    const Hits& operator[](index_t head) const { return heads[static_cast<std::size_t>(head)]; }
-};
-
-/// A store of several heads, each of which is a store.
-template <class S>
-concept HeadedStore = MemoryStore<S> && requires(const S& s, index_t h) {
-    { s.heads() } -> std::convertible_to<index_t>;
-    { s.head_dim() } -> std::convertible_to<index_t>;
-    s.head(h).keys();
-};
 
 /// Every head searches by itself: its part of each query [rows, heads * head_dim] among its own keys. Inner is any
 /// retriever.
