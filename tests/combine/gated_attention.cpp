@@ -2,6 +2,7 @@
 #include <catch.hpp>
 #include <mnemo/combine/gated_attention.hpp>
 #include <mnemo/kernels/cpu.hpp>
+#include <mnemo/retrieve/per_head.hpp>
 #include <mnemo/store/chunk_ring.hpp>
 
 #include <cmath>

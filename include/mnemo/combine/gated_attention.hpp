@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <mnemo/core/error.hpp>
 #include <mnemo/core/executor.hpp>
 #include <mnemo/kernels/attend.hpp>
 #include <mnemo/kernels/head_hits.hpp>
