@@ -2,6 +2,7 @@
 // LongMem's hot paths at the published sizes, one thread; labels are the cases of benchmarks/long_mem.py, for
 // compare.py --each. Peak memory belongs to a process: run one case at a time.
 #include <mnemo/nn/long_mem.hpp>
+#include <mnemo/retrieve/per_head.hpp>
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/randint.h>

@@ -6,6 +6,7 @@
 #include <mnemo/combine/gated_attention.hpp>
 #include <mnemo/io/chunk_file.hpp>
 #include <mnemo/retrieve/in_parts.hpp>
+#include <mnemo/retrieve/per_head.hpp>
 
 #include <chrono>
 #include <cstdio>

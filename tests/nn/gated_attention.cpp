@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include <mnemo/nn/gated_attention.hpp>
+#include <mnemo/retrieve/per_head.hpp>
 
 #include <catch.hpp>
 
