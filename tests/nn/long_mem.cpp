@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "../folder.hpp"
+#include <mnemo/nn/long_mem_files.hpp>
 #include <mnemo/nn/long_mem_train.hpp>
 
 #include <catch.hpp>
@@ -129,4 +130,20 @@ TEST_CASE("gradients through the memory layer are those of finite differences") 
         CHECK(weight.grad().view({-1})[i].item<double>() ==
               Approx((above - below) / (2 * double{h})).epsilon(0.05).margin(5e-3));
     }
+}
+
+TEST_CASE("a model is read back from its file, under the published names") {
+    const Folder folder;
+    const std::string path = folder.path() + "/model.safetensors";
+    const auto text = random_text(30);
+    nn::LongMem saved = model(published());
+    nn::save_long_mem(path, saved.backbone(), saved.side(), {.heads = kHeads, .reduction = 2, .retrieval_layer = 1});
+    nn::LongMem loaded = nn::load_long_mem(path, saved.options(), 1);
+    CHECK(nn::read_text(saved, text, {.segment = 10}).log_p() == nn::read_text(loaded, text, {.segment = 10}).log_p());
+    const SafeTensors file = SafeTensors::open(path);
+    CHECK(file.find("decoder.layers.0.self_attn.memory_bias") != nullptr);
+    CHECK(file.find("decoder.pretrained_model.decoder.model.transformer.h.3.mlp.fc_in.bias") != nullptr);
+    CHECK(file.find("decoder.pretrained_model.decoder.model.lm_head.bias") != nullptr);
+    CHECK_THROWS_WITH(nn::load_long_mem_backbone(path, kHeads, "decoder.model."), Catch::Contains("transformer.wte"));
+    CHECK_THROWS_AS(nn::load_long_mem_backbone(path, 3), Error);
 }
