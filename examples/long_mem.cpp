@@ -111,7 +111,8 @@ int run(const Options& options) {
         std::vector<std::int32_t> turned = train;
         std::rotate(turned.begin(), turned.begin() + std::ptrdiff_t((seed - 1) * 12'345 % turned.size()), turned.end());
         const Passages passages(turned, {.block = set.segment, .rows = set.side_rows});
-        nn::LongMemTrainer trainer(model, passages, {.steps = set.side_steps, .learning_rate = 1e-3, .warm_up = 20});
+        nn::LongMemTrainer trainer(model, passages,
+                                   {.steps = set.side_steps, .learning_rate = set.learning_rate, .warm_up = 20});
         trainer.run([&](std::int64_t, std::int64_t, double) { return tick(), true; });
         read[seed - 1] = score_text(model, text, wrong, set, tick);
         const std::scoped_lock lock(one_at_a_time);
@@ -139,7 +140,7 @@ int main(int argc, char** argv) {
     app.add_option("--text", options.paths.text, "files or folders to train on, instead of Eigen's headers");
     app.add_option("--test", options.paths.test, "files of the long text, instead of another library's headers");
     app.add_option("--seeds", options.seeds, "runs of each kind")->check(CLI::Range(1, 100))->capture_default_str();
-    app.add_option("--steps", options.steps, "of the side network; default: 700")->check(CLI::Range(1, 1000000));
+    app.add_option("--steps", options.steps, "of the side network; default: 1500")->check(CLI::Range(1, 1000000));
     app.add_option("--threads", options.threads, "runs at a time")->check(CLI::Range(1, 1024))->capture_default_str();
     app.add_flag("--quick", options.quick, "tiny models in seconds, to see that everything works");
     CLI11_PARSE(app, argc, argv);

@@ -8,12 +8,14 @@
 #include <numeric>
 
 struct TextSettings {
-    index_t vocab = 1024, dim = 128, heads = 4, layers = 4, reduction = 2, layer = 1, segment = 128;
-    index_t backbone_steps = 1300, backbone_rows = 8;
-    index_t side_steps = 700, side_rows = 4; // 90k tokens a row: longer than the memory
+    // Segments are short, as the model is small: what is beyond them, only memory knows.
+    index_t vocab = 512, dim = 64, heads = 4, layers = 4, reduction = 2, layer = 1, segment = 48;
+    index_t backbone_steps = 2500, backbone_rows = 16;
+    index_t side_steps = 1500, side_rows = 4; // 72k tokens a row: longer than the memory
     std::vector<index_t> sizes{4096, 16384, 65536};
-    index_t places = 72, every = 6; // segments that are scored, and how far they lie apart
-    index_t chunk = long_mem_knobs::chunk, k = long_mem_knobs::k;
+    index_t places = 150, every = 3; // segments that are scored, and how far they lie apart
+    index_t chunk = 2, k = 32;       // tokens; smaller than published, as is everything
+    double learning_rate = 2e-3;     // of the side network
 };
 
 // Perplexities by memory, and which chunks were read.
