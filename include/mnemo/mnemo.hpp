@@ -40,6 +40,7 @@
 #include <mnemo/kernels/select.hpp>
 #include <mnemo/kernels/visible.hpp>
 #include <mnemo/kernels/weighted_sum.hpp>
+#include <mnemo/loss/label_metrics.hpp>
 #include <mnemo/loss/nll.hpp>
 #include <mnemo/papers/adaptive_lambda.hpp>
 #include <mnemo/papers/combinations.hpp>
@@ -83,6 +84,7 @@
 #include <mnemo/store/tokens.hpp>
 #include <mnemo/store/views.hpp>
 #include <mnemo/store/weighted.hpp>
+#include <mnemo/text/answer_metrics.hpp>
 #include <mnemo/text/bleu.hpp>
 #include <mnemo/text/blocks.hpp>
 #include <mnemo/text/bm25.hpp>
