@@ -221,5 +221,5 @@ TEST_CASE("plug_lm: a training batch of one sequence is refused where batch norm
     KnowledgeStore store(8, 0, 6);
     const auto batch = some_batch(2);
     REQUIRE_THROWS_WITH(model->forward(batch.tokens.narrow(0, 0, 1), {}, *store.snapshot(), plug_lm_retriever(3)),
-                      Catch::Contains("batch norm"));
+                        Catch::Contains("batch norm"));
 }
