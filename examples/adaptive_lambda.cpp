@@ -9,17 +9,13 @@
 
 namespace {
 
-// Features of every token of a text; the memory's own opinion is computed from what was found.
-struct Sample {
-    LambdaSample all;
-    Hits hits;
-};
-Sample sample_of(const Further& demo, const SeenText& text, const NgramCounts& counts, const Exact<L2, Threads>& exact,
-                 const TokenVotes& votes) {
-    Sample out;
+// Features of every token of a text, and the memory's own word from what was found.
+LambdaSample sample_of(const Further& demo, const SeenText& text, const NgramCounts& counts, const Hits& hits,
+                       const TokenVotes& votes) {
+    LambdaSample out;
     const index_t n = text.size(), width = text.queries.cols + 2 * counts.order() + 2;
-    out.all.features = Matrix(n, width);
-    out.all.host = text.log_p;
+    out.features = Matrix(n, width);
+    out.host = text.log_p;
     for (index_t first = 0; first < n; first += 512) {
         const at::Tensor log_probs =
             demo.log_probs(text.prehead, first, std::min<index_t>(512, n - first)).contiguous();
@@ -27,10 +23,9 @@ Sample sample_of(const Further& demo, const SeenText& text, const NgramCounts& c
         for (index_t i = 0; i < rows.rows; ++i)
             write_lambda_features(text.queries[first + i],
                                   std::span(text.tokens).first(static_cast<std::size_t>(first + i + 1)), counts,
-                                  rows[i], out.all.features[first + i]);
+                                  rows[i], out.features[first + i]);
     }
-    out.hits = exact.retrieve(*demo.store, Rows(text.queries));
-    out.all.memory = memory_log_probs(out.hits, *demo.store, text.targets, votes);
+    out.memory = memory_log_probs(hits, *demo.store, text.targets, votes);
     return out;
 }
 // The first three quarters of a sample, or the last: other documents.
@@ -77,14 +72,16 @@ int main(int argc, char** argv) {
             NgramCounts counts(adaptive_lambda_knobs::ngrams);
             counts.add(demo.memory_text.tokens);
             KnnLmSample valid_sample{demo.valid.queries, demo.valid.targets, demo.valid.log_p};
+            const Hits hits = exact.retrieve(store, Rows(demo.valid.queries));
             const KnnLmSweep found = sweep({{exact.k}, {0.3f, 1, 3}, {.05f, .1f, .15f, .2f, .25f, .3f, .35f, .4f, .5f}},
-                                           exact.retrieve(store, Rows(demo.valid.queries)), store, valid_sample.base());
+                                           hits, store, valid_sample.base());
             const TokenVotes votes{.temperature = found.best().temperature};
             const float best_constant = found.best().lambda;
-            const Sample valid = sample_of(demo, demo.valid, counts, exact, votes),
-                         test = sample_of(demo, demo.test, counts, exact, votes);
+            const LambdaSample valid = sample_of(demo, demo.valid, counts, hits, votes),
+                               test = sample_of(demo, demo.test, counts, exact.retrieve(store, Rows(demo.test.queries)),
+                                                votes);
             const index_t state = demo.store->key_dim();
-            const LambdaSample train = part(valid.all, false), held_out = part(valid.all, true);
+            const LambdaSample train = part(valid, false), held_out = part(valid, true);
 
             // ---- 2. The networks. A state of many numbers says much about few documents: both ways are tried.
             LambdaTraining training;
@@ -120,14 +117,14 @@ int main(int argc, char** argv) {
             const Learned blind = learn(mixed_up, network.stateless, "training on shuffled features");
 
             // ---- 3. Test text, through the memory; with a threshold it is asked only where that seems to pay.
-            const double alone = perplexity(demo.test.log_p), fixed = constant(test.all, best_constant);
+            const double alone = perplexity(demo.test.log_p), fixed = constant(test, best_constant);
             index_t asked = 0;
             const auto with = [&](const Learned& learned, double skip) {
                 const LambdaNetwork& by = learned.network;
                 const auto features_of = [&](const LambdaSample& s) {
                     return learned.stateless ? without_state(s, state).features : s.features;
                 };
-                const Matrix features = features_of(test.all);
+                const Matrix features = features_of(test);
                 const float threshold = skip_threshold(by, features_of(held_out), skip);
                 const auto wanted = worth_asking(by, features, threshold);
                 asked = std::count(wanted.begin(), wanted.end(), 1);
@@ -160,8 +157,8 @@ int main(int argc, char** argv) {
                 std::vector<float> log_p = demo.test.log_p; // as many searches, anywhere
                 for (std::size_t i = 0; i < log_p.size(); ++i)
                     if (double(random() % 1000) < 1000 * share)
-                        log_p[i] = log_add(std::log1p(-double{best_constant}) + test.all.host[i],
-                                           std::log(double{best_constant}) + test.all.memory[i]);
+                        log_p[i] = log_add(std::log1p(-double{best_constant}) + test.host[i],
+                                           std::log(double{best_constant}) + test.memory[i]);
                 add("... as many at random, constant lambda", perplexity(log_p), share);
                 line.x.push_back(share), line.y.push_back(p), chance.x.push_back(share),
                     chance.y.push_back(perplexity(log_p));

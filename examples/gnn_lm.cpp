@@ -48,9 +48,9 @@ int main(int argc, char** argv) {
             const index_t d = demo.memory_text.prehead.cols;
             const std::string path = options.file("quantizer");
             if (!fs::exists(path))
-                save_quantizer(
-                    path, train_quantizer(Rows(demo.memory_text.prehead).slice(0, std::min<index_t>(corpus, 20000)),
-                                          fmt::format("OPQ{}_{},PQ{}", d / 4, d, d / 4)));
+                save_quantizer(path,
+                               train_quantizer(Rows(demo.memory_text.prehead).slice(0, std::min<index_t>(corpus, 8000)),
+                                               fmt::format("PQ{}", d / 4)));
             const ProductQuantizer quantizer = load_quantizer(path);
             std::vector<std::uint8_t> codes(static_cast<std::size_t>(corpus * quantizer.parts));
             demo.threads().run((corpus + 999) / 1000, [&](index_t task, index_t) {
@@ -78,7 +78,7 @@ int main(int argc, char** argv) {
                 random_train = random_table(corpus, k), random_test = random_table(demo.test.size(), k);
             at::set_num_threads(static_cast<int>(demo.threads().count)); // one block at a time
             nn::GraphTrainOptions training;
-            training.steps = quick ? 3 : 500, training.blocks_a_step = 2, training.learning_rate = 5e-4;
+            training.steps = quick ? 3 : 300, training.blocks_a_step = 2, training.learning_rate = 5e-4;
             training.warm_up = quick ? 1 : 50, training.clip = 1;
             const auto layers = [&](const char* name, MatrixView<const index_t> table) {
                 torch::manual_seed(1);
