@@ -48,7 +48,8 @@ def theirs(python, script, cases, threads, repeat, environment):
     command = [python, script, "--threads", str(threads), "--repeat", str(repeat)]
     if cases:
         with open(script) as source:  # some scripts call the option --only
-            command += ["--case" if '"--case"' in source.read() else "--only", cases]
+            text = source.read()
+            command += [next(o for o in ("--case", "--cases", "--only") if f'"{o}"' in text), cases]
     out = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
     lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     names = []
@@ -132,6 +133,10 @@ def main():
 
     load = os.getloadavg()[0]
     print(f"{processor()}, {wanted.threads} thread(s), load {load:.1f}, median of {wanted.repeat}")
+    # A label such as `case | how` is a variant of ours.
+    for name in rates:
+        if name.split(" | ")[0] in reference:
+            reference.setdefault(name, reference[name.split(" | ")[0]])
     names = [name for name in rates if name in reference]
     if not names:
         sys.exit("no benchmark is labelled with a case of the script")

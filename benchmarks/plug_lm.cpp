@@ -138,8 +138,9 @@ void whole_layer(benchmark::State& state, HeadMerge merge, const char* label) {
     state.SetLabel(label);
 }
 
-// Forward and backward as in pre-training: the chosen documents are encoded again, with gradient.
-void layer_train(benchmark::State& state, HeadMerge merge, const char* label) {
+// Forward and backward as in pre-training: the chosen documents are encoded again, with gradient. Not `whole`: what the
+// memory adds to the layer alone, without self-attention and feed-forward.
+void layer_train(benchmark::State& state, HeadMerge merge, bool whole, const char* label) {
     const index_t b = 4, t = 128, n = state.range(0), length = 32, k = 5;
     Layer layer(b * t, t, merge);
     layer.memory->train();
@@ -158,8 +159,9 @@ void layer_train(benchmark::State& state, HeadMerge merge, const char* label) {
     std::vector<at::Tensor> parameters = layer.host->parameters();
     for (const auto& more : {layer.memory->parameters(), encoder->parameters()})
         parameters.insert(parameters.end(), more.begin(), more.end());
-    for (const at::Tensor& p :
-         {embeddings.words, embeddings.segments, embeddings.positions, embeddings.norm_weight, embeddings.norm_bias})
+    const at::Tensor in = at::randn({b, t, kDim}).requires_grad_();
+    for (const at::Tensor& p : {in, embeddings.words, embeddings.segments, embeddings.positions, embeddings.norm_weight,
+                                embeddings.norm_bias})
         parameters.push_back(p);
     const at::Tensor tokens = at::arange(b * t, at::kLong).view({b, t}), mask = at::ones({b, t}, at::kLong);
     const auto encode = [&](const Hits& hits) {
@@ -173,7 +175,10 @@ void layer_train(benchmark::State& state, HeadMerge merge, const char* label) {
     };
     for (auto _ : state) {
         for (const at::Tensor& p : parameters) p.mutable_grad() = at::Tensor();
-        layer.forward(tokens, mask, *snapshot, encode).square().mean().backward();
+        const at::Tensor out =
+            whole ? layer.forward(tokens, mask, *snapshot, encode)
+                  : layer.memory->forward(in, mask, *snapshot, plug_lm_retriever(5), encode).read.hidden;
+        out.square().mean().backward();
     }
     state.SetItemsProcessed(state.iterations() * b * t);
     state.SetLabel(label);
@@ -227,11 +232,12 @@ BENCHMARK_CAPTURE(memory_layer, reference, kReference, "pluglm.memory_layer N=10
     ->Unit(kMs)
     ->UseRealTime();
 BENCHMARK_CAPTURE(whole_layer, token, kToken, "pluglm.layer")->Arg(100000)->Unit(kMs)->UseRealTime();
-BENCHMARK_CAPTURE(layer_train, token, kToken, "pluglm.layer_train")->Arg(20000)->Unit(kMs)->UseRealTime();
-BENCHMARK_CAPTURE(layer_train, reference, kReference, "pluglm.layer_train | reference merge")
+BENCHMARK_CAPTURE(layer_train, token, kToken, true, "pluglm.layer_train")->Arg(20000)->Unit(kMs)->UseRealTime();
+BENCHMARK_CAPTURE(layer_train, reference, kReference, true, "pluglm.layer_train | reference merge")
     ->Arg(20000)
     ->Unit(kMs)
     ->UseRealTime();
+BENCHMARK_CAPTURE(layer_train, memory, kToken, false, "pluglm.memory_train")->Arg(20000)->Unit(kMs)->UseRealTime();
 BENCHMARK_CAPTURE(refresh, n1024, "pluglm.refresh N=1024 d=768 q=128 batch=256 collation=reference")
     ->Args({1024, 768, 128})
     ->Unit(kMs)
