@@ -78,6 +78,7 @@
 #include <mnemo/store/both.hpp>
 #include <mnemo/store/chunk_ring.hpp>
 #include <mnemo/store/knowledge.hpp>
+#include <mnemo/store/knowledge_tokens.hpp>
 #include <mnemo/store/low_rank.hpp>
 #include <mnemo/store/packed.hpp>
 #include <mnemo/store/ring.hpp>

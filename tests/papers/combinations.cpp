@@ -64,6 +64,8 @@ static_assert(!fits<Tokens, Exact<L2>, Falling, Rows, PositionedLogProbs>); // a
 static_assert(!fits<LowRankMap, Recite, Votes>);                            // votes want entries, not vectors
 
 // Stores that are edited.
+static_assert(fits<KnowledgeTokens, RetrieveSegments<Exact<L2>>, Votes>);
+static_assert(!fits<KnowledgeSnapshot, RetrieveSegments<Exact<L2>>, Votes>); // its values are vectors
 static_assert(EditableStore<Tokens> && !EditableStore<RingStore> && !EditableStore<Joined>);
 
 Matrix noise(index_t rows, index_t cols, std::uint32_t seed) {
@@ -165,4 +167,47 @@ TEST_CASE("An edited store is read as it is now", "[combinations]") {
     edited.store().erase(6);
     CHECK(log_p(edited, edited.store().value(edited.recall(query).ids(0)[0])) == 0);
     CHECK(edited.recall(query).ids(0)[0] != 6);
+}
+
+TEST_CASE("A knowledge store is read by votes, as it was when the snapshot was taken", "[combinations]") {
+    const auto store = std::make_shared<KnowledgeStore>(4, 0, 1);
+    const Matrix keys = noise(20, 4, 1);
+    const auto values = tokens(20);
+    const std::vector<std::uint16_t> documents(values.begin(), values.end());
+    store->append(keys, Matrix(20, 0), "first", {documents.data(), 20, 1});
+    const auto memory_of = [&] {
+        return KnnLmOfKnowledge<>(LastHidden{}, KnowledgeTokens(store->snapshot()), {{4}, 4}, {{}, {0.5f}}, {});
+    };
+    const auto before = memory_of();
+    TokenStore<half> plain(4);
+    plain.append(keys, values);
+    const KnnLm<TokenStore<half>, Exact<L2>> same(LastHidden{}, plain, {4}, {{}, {0.5f}}, {});
+    const Matrix queries = noise(6, 4, 3);
+    const auto targets = tokens(6);
+    const auto read = [&](const auto& memory) {
+        std::vector<float> log_p(6, -1.5f);
+        memory.read(Rows(queries), TargetLogProbs{targets, log_p});
+        return log_p;
+    };
+    const auto unedited = read(before);
+    CHECK(unedited == read(same));
+    for (index_t id = 0; id < 20; ++id) {
+        const std::uint16_t other = static_cast<std::uint16_t>(4 - documents[static_cast<std::size_t>(id)]);
+        if (id % 3 == 0)
+            store->erase(id);
+        else
+            store->replace(id, std::as_const(keys)[id], {}, std::span(&other, 1));
+    }
+    CHECK(read(before) == unedited); // it holds its snapshot
+    const auto after = memory_of();
+    CHECK(read(after) != unedited);
+    const Hits found = after.recall(Rows(queries));
+    for (const index_t row : found.ids(0)) {
+        const index_t id = after.store().snapshot().id(row);
+        CHECK(id % 3 != 0);
+        CHECK(after.store().value(row) == 4 - values[static_cast<std::size_t>(id)]);
+    }
+    const auto bare = std::make_shared<KnowledgeStore>(4, 2);
+    bare->append(keys, noise(20, 2, 5));
+    CHECK_THROWS_WITH(KnowledgeTokens(bare->snapshot()), Catch::Contains("documents"));
 }

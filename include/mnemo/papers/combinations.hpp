@@ -6,7 +6,9 @@
 #include <mnemo/papers/retomaton.hpp>
 #include <mnemo/retrieve/both.hpp>
 #include <mnemo/retrieve/exact.hpp>
+#include <mnemo/retrieve/segments.hpp>
 #include <mnemo/store/both.hpp>
+#include <mnemo/store/knowledge_tokens.hpp>
 #include <mnemo/store/low_rank.hpp>
 #include <mnemo/store/ring.hpp>
 #include <mnemo/store/tokens.hpp>
@@ -22,6 +24,10 @@ namespace mnemo {
 /// kNN-LM over a model that was trained with in-batch memories: its states are compared as they were in training, by
 /// inner products; a temperature of sqrt(d) gives the training's scale.
 template <class StoreT, Executor X = Serial> using KnnLmOfTrime = KnnLm<StoreT, Exact<InnerProduct, X>>;
+
+/// A store that is edited as PlugLM's is, by snapshots, and read by kNN-LM's combiner.
+template <MetricTag MetricT = L2, Executor X = Serial>
+using KnnLmOfKnowledge = KnnLm<KnowledgeTokens, RetrieveSegments<Exact<MetricT, X>>>;
 
 /// Two memories read one after the other: the second takes what the first has made for the host's word. Each has states
 /// of its own.
