@@ -37,6 +37,7 @@ int main(int argc, char** argv) {
                 table.add({name, fmt::format("{:.3f}", p), knn > 0 ? fmt::format("{:+.2f} %", 100 * (p / knn - 1)) : "",
                            weight});
                 report.numbers["test"][name] = p;
+                fmt::print("{}: {:.3f}\n", name, p); // the table comes at the end
                 return p;
             };
             const auto weight_text = [](float w) { return fmt::format("{:.1f}", w); };
@@ -55,25 +56,30 @@ int main(int argc, char** argv) {
             knn = plain.perplexity();
             add("kNN-LM", knn, weight_text(plain.setting().lambda));
 
-            // ---- An edited memory: the store of another text, half of its entries replaced by this one's, half
-            // erased.
-            const SeenText other = demo.see(
-                {demo.train_tokens.begin(),
-                 demo.train_tokens.begin() +
-                     std::min<index_t>(demo.store->size() + 1, static_cast<index_t>(demo.train_tokens.size()))},
-                "remembering the model's own text");
-            TokenStore<half> edited(demo.store->key_dim());
-            edited.append(other.queries, other.targets);
-            add("kNN-LM, memory of the model's own text",
-                tuned_knn(edited, exact, {0.3f, 1, 3}, valid, test).perplexity(), "");
-            for (index_t id = 0; id < edited.size(); ++id)
-                if (id % 2 == 0 && id < demo.store->size())
-                    edited.replace(id, demo.memory_text.queries[id],
-                                   demo.memory_text.targets[static_cast<std::size_t>(id)]);
-                else
-                    edited.erase(id);
-            const double after_edit = add("... edited: half replaced, half erased",
-                                          tuned_knn(edited, exact, {0.3f, 1, 3}, valid, test).perplexity(), "");
+            // ---- A knowledge store of the model's own text, edited as PlugLM's is: half of its entries become this
+            // text's, the others are erased.
+            const index_t entries =
+                std::min<index_t>(demo.store->size(), static_cast<index_t>(demo.train_tokens.size()) - 1);
+            const SeenText other = demo.see({demo.train_tokens.begin(), demo.train_tokens.begin() + entries + 1},
+                                            "remembering the model's text");
+            KnowledgeStore knowledge(demo.store->key_dim(), 0, 1); // keys, and documents of one token
+            const std::vector<std::uint16_t> documents(other.targets.begin(), other.targets.end());
+            knowledge.append(other.queries, Matrix(entries, 0), "own text", {documents.data(), entries, 1});
+            const RetrieveSegments<Exact<L2, Threads>> segments_of{exact, exact.k}; // KnnLmOfKnowledge's
+            const auto read_knowledge = [&] {
+                return tuned_knn(KnowledgeTokens(knowledge.snapshot()), segments_of, {0.3f, 1, 3}, valid, test)
+                    .perplexity();
+            };
+            add("kNN-LM, knowledge store of the model's own text", read_knowledge(), "");
+            for (index_t id = 0; id < entries; ++id)
+                if (id % 2 == 0) {
+                    const auto token =
+                        static_cast<std::uint16_t>(demo.memory_text.targets[static_cast<std::size_t>(id)]);
+                    knowledge.replace(id, demo.memory_text.queries[id], {}, std::span(&token, 1));
+                } else {
+                    knowledge.erase(id);
+                }
+            const double after_edit = add("... edited: half replaced, half erased", read_knowledge(), "");
 
             // ---- Four memories read as one: the last 256 tokens, the last 4096, this document, the datastore.
             const auto read_four = [&](const SeenText& text, float weight, bool only_unsure, double surest,
@@ -146,7 +152,7 @@ int main(int argc, char** argv) {
             }
             at::set_num_threads(static_cast<int>(options.threads));
             nn::PemaTrainOptions training;
-            training.batch = 1024, training.epochs = quick ? 1 : 12;
+            training.batch = 1024, training.epochs = quick ? 1 : 3;
             nn::PemaTrainer<TokenStore<float>> trainer(adapter, head, contexts, nullptr, training);
             Progress pema_bar("training PEMA's adapter", "steps");
             trainer.run([&](const auto& p) { return pema_bar(p.step, p.steps); });
@@ -185,8 +191,14 @@ int main(int argc, char** argv) {
             in_batch.steps = demo.settings().steps * demo.settings().batch * demo.settings().context / (16 * 64);
             Progress bar("training with in-batch memories", "steps");
             index_t done = 0;
-            train(trime, segments, {Method::own_segment, "TRIME", &order}, in_batch, 1,
-                  [&] { bar(++done, in_batch.steps); });
+            const std::string trained = options.file("trime");
+            if (fs::exists(trained + "/config.json")) {
+                trime = nn::load_transformer_lm(trained);
+            } else {
+                train(trime, segments, {Method::own_segment, "TRIME", &order}, in_batch, 1,
+                      [&] { bar(++done, in_batch.steps); });
+                nn::save_transformer_lm(*trime, trained);
+            }
             at::set_num_threads(1);
             const SeenText trime_memory = demo.see(trime, demo.memory_text.tokens, "remembering"),
                            trime_valid = demo.see(trime, demo.valid.tokens, "reading valid text"),
