@@ -3,6 +3,8 @@
 
 #include <mnemo/nn/plug_lm.hpp>
 
+#include <ATen/core/grad_mode.h>
+
 #include <algorithm>
 #include <cstring>
 #include <string>
