@@ -74,8 +74,9 @@ inline void save_quantizer(const std::string& path, const ProductQuantizer& quan
     file.commit();
 }
 
-/// Learns one from rows [n, d] by a FAISS factory string: "PQ16", "OPQ16_64,PQ16".
-inline ProductQuantizer train_quantizer(Rows rows, const std::string& factory) {
+/// Learns one from rows [n, d] by a FAISS factory string: "PQ16", "OPQ16_64,PQ16". `threads` are OpenMP's.
+inline ProductQuantizer train_quantizer(Rows rows, const std::string& factory, int threads = 1) {
+    const detail::OmpThreads of_this_call(threads);
     return detail::with_faiss(factory, [&] {
         const std::unique_ptr<::faiss::Index> index(
             ::faiss::index_factory(static_cast<int>(rows.cols), factory.c_str()));
@@ -94,7 +95,10 @@ inline ProductQuantizer train_quantizer(Rows rows, const std::string& factory) {
                 opq->pq = of_rotation.get();
             }
         }
-        if (auto* pq = dynamic_cast<::faiss::IndexPQ*>(inner)) pq->pq.cp.min_points_per_centroid = 1;
+        if (auto* pq = dynamic_cast<::faiss::IndexPQ*>(inner)) {
+            pq->pq.cp.min_points_per_centroid = 1;
+            pq->do_polysemous_training = false; // an order of codes that only FAISS's own search has a use for
+        }
         index->train(rows.rows, contiguous.data());
         return detail::quantizer_of(*index, factory);
     });
