@@ -78,7 +78,7 @@ int main(int argc, char** argv) {
                 random_train = random_table(corpus, k), random_test = random_table(demo.test.size(), k);
             at::set_num_threads(static_cast<int>(demo.threads().count)); // one block at a time
             nn::GraphTrainOptions training;
-            training.steps = quick ? 3 : 300, training.blocks_a_step = 2, training.learning_rate = 5e-4;
+            training.steps = quick ? 3 : 200, training.blocks_a_step = 2, training.learning_rate = 5e-4;
             training.warm_up = quick ? 1 : 50, training.clip = 1;
             const auto layers = [&](const char* name, MatrixView<const index_t> table) {
                 torch::manual_seed(1);
