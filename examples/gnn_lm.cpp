@@ -76,7 +76,6 @@ int main(int argc, char** argv) {
             const std::vector<index_t> none_train(static_cast<std::size_t>(corpus * k), -1),
                 none_test(static_cast<std::size_t>(demo.test.size() * k), -1),
                 random_train = random_table(corpus, k), random_test = random_table(demo.test.size(), k);
-            at::set_num_threads(static_cast<int>(demo.threads().count)); // one block at a time
             nn::GraphTrainOptions training;
             training.steps = quick ? 3 : 200, training.blocks_a_step = 2, training.learning_rate = 5e-4;
             training.warm_up = quick ? 1 : 50, training.clip = 1;
