@@ -60,7 +60,9 @@ int run(const Options& options) {
         loaded = nn::load_hugging_face(options.model);
         const auto& o = loaded->options();
         set.vocab = o.vocab_size, set.dim = o.dim, set.heads = o.heads, set.layers = o.layers;
-        set.layer = set.reduction * (set.layers / set.reduction * 2 / 3) + 1, set.backbone_steps = 0;
+        if (set.layers % set.reduction != 0) set.reduction = 1;
+        set.layer = std::min(set.reduction * (set.layers / set.reduction * 2 / 3) + 1, set.layers - 1);
+        set.backbone_steps = 0;
         set.segment = std::min(set.segment, o.max_positions);
     }
     const auto tokens = [&](const std::vector<TextFile>& documents, index_t most) {
