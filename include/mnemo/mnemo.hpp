@@ -25,7 +25,6 @@
 #include <mnemo/kernels/find.hpp>
 #include <mnemo/kernels/head.hpp>
 #include <mnemo/kernels/head_hits.hpp>
-#include <mnemo/kernels/huge_pages.hpp>
 #include <mnemo/kernels/key_lists.hpp>
 #include <mnemo/kernels/layer_norm.hpp>
 #include <mnemo/kernels/log_sum_exp.hpp>

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <mnemo/core/huge_pages.hpp>
+
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -31,8 +33,12 @@ class Arena {
 
   private:
     static constexpr std::size_t kAlign = 64; // a cache line and the widest vector
+    struct Free {
+        std::size_t size;
+        void operator()(std::byte* data) const { HugePages<std::byte>().deallocate(data, size); }
+    };
     struct Block {
-        std::unique_ptr<std::byte[]> data;
+        std::unique_ptr<std::byte[], Free> data;
         std::size_t size;
     };
     std::byte* bytes(std::size_t n) {
@@ -46,7 +52,8 @@ class Arena {
         return start + (used_ += n) - n;
     }
     void add(std::size_t size) {
-        blocks_.push_back({std::unique_ptr<std::byte[]>(new std::byte[size + kAlign]), size});
+        const std::size_t padded = size + kAlign;
+        blocks_.push_back({{HugePages<std::byte>().allocate(padded), Free{padded}}, size});
     }
     std::vector<Block> blocks_;
     std::size_t used_ = 0; // of the last block

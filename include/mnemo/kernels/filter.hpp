@@ -172,6 +172,11 @@ template <MetricTag MetricT> class Filter {
             const detail::Group group{query_words_ + g * words * detail::kGroup, query_scale_ + g * detail::kGroup,
                                       limits_ + g * detail::kGroup};
             const index_t rows = std::min(a_group, queries_ - g * a_group);
+            for (index_t m = 0; m < rows; ++m) { // every second of these is written to
+                const Candidates& likely = c[query(g * a_group + m) * stride];
+                __builtin_prefetch(likely.scores + likely.count, 1);
+                __builtin_prefetch(likely.ids + likely.count, 1);
+            }
             for (unsigned hits = multiply(group, rows, panel, words, t.data()); hits != 0; hits &= hits - 1) {
                 const index_t m = std::countr_zero(hits), i = g * a_group + m;
                 Candidates& mine = c[query(i) * stride];

@@ -3,7 +3,7 @@
 
 #include <mnemo/core/error.hpp>
 #include <mnemo/core/key_rows.hpp>
-#include <mnemo/kernels/huge_pages.hpp>
+#include <mnemo/core/huge_pages.hpp>
 #include <mnemo/kernels/pack.hpp>
 
 #include <algorithm>

@@ -7,7 +7,7 @@
 #include <mnemo/core/matrix_view.hpp>
 #include <mnemo/kernels/choose_format.hpp>
 #include <mnemo/kernels/convert.hpp>
-#include <mnemo/kernels/huge_pages.hpp>
+#include <mnemo/core/huge_pages.hpp>
 #include <mnemo/kernels/packed_keys.hpp>
 
 #include <algorithm>

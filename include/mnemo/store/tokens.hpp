@@ -4,7 +4,7 @@
 #include <mnemo/core/concepts.hpp>
 #include <mnemo/core/error.hpp>
 #include <mnemo/kernels/convert.hpp>
-#include <mnemo/kernels/huge_pages.hpp>
+#include <mnemo/core/huge_pages.hpp>
 
 #include <algorithm>
 #include <vector>
