@@ -64,7 +64,7 @@ def theirs(python, script, cases, threads, repeat, environment):
 
 
 def extra(record):
-    return record["peak_rss_mb"] - record["rss_before_mb"] if "peak_rss_mb" in record else None
+    return record["peak_rss_mb"] - record["rss_before_mb"] if "rss_before_mb" in record else None
 
 
 def each(wanted, environment):

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // PlugLM's hot paths on the shapes of a reference script; labels are the names of its cases, for compare.py. What has
 // no counterpart there: refresh of more documents, search of a million entries, edits.
+#include <mnemo/nn/autocast.hpp>
 #include <mnemo/nn/plug_lm_model.hpp>
 
 #include <ATen/Parallel.h>
@@ -140,7 +141,7 @@ void whole_layer(benchmark::State& state, HeadMerge merge, const char* label) {
 
 // Forward and backward as in pre-training: the chosen documents are encoded again, with gradient. Not `whole`: what the
 // memory adds to the layer alone, without self-attention and feed-forward.
-void layer_train(benchmark::State& state, HeadMerge merge, bool whole, const char* label) {
+void layer_train(benchmark::State& state, HeadMerge merge, bool whole, bool mixed, const char* label) {
     const index_t b = 4, t = 128, n = state.range(0), length = 32, k = 5;
     Layer layer(b * t, t, merge);
     layer.memory->train();
@@ -175,9 +176,12 @@ void layer_train(benchmark::State& state, HeadMerge merge, bool whole, const cha
     };
     for (auto _ : state) {
         for (const at::Tensor& p : parameters) p.mutable_grad() = at::Tensor();
-        const at::Tensor out =
-            whole ? layer.forward(tokens, mask, *snapshot, encode)
-                  : layer.memory->forward(in, mask, *snapshot, plug_lm_retriever(5), encode).read.hidden;
+        at::Tensor out;
+        {
+            const nn::Autocast autocast(mixed);
+            out = whole ? layer.forward(tokens, mask, *snapshot, encode)
+                        : layer.memory->forward(in, mask, *snapshot, plug_lm_retriever(5), encode).read.hidden;
+        }
         out.square().mean().backward();
     }
     state.SetItemsProcessed(state.iterations() * b * t);
@@ -232,12 +236,19 @@ BENCHMARK_CAPTURE(memory_layer, reference, kReference, "pluglm.memory_layer N=10
     ->Unit(kMs)
     ->UseRealTime();
 BENCHMARK_CAPTURE(whole_layer, token, kToken, "pluglm.layer")->Arg(100000)->Unit(kMs)->UseRealTime();
-BENCHMARK_CAPTURE(layer_train, token, kToken, true, "pluglm.layer_train")->Arg(20000)->Unit(kMs)->UseRealTime();
-BENCHMARK_CAPTURE(layer_train, reference, kReference, true, "pluglm.layer_train | reference merge")
+BENCHMARK_CAPTURE(layer_train, token, kToken, true, false, "pluglm.layer_train")->Arg(20000)->Unit(kMs)->UseRealTime();
+BENCHMARK_CAPTURE(layer_train, reference, kReference, true, false, "pluglm.layer_train | reference merge")
     ->Arg(20000)
     ->Unit(kMs)
     ->UseRealTime();
-BENCHMARK_CAPTURE(layer_train, memory, kToken, false, "pluglm.memory_train")->Arg(20000)->Unit(kMs)->UseRealTime();
+BENCHMARK_CAPTURE(layer_train, mixed, kToken, true, true, "pluglm.layer_train | mixed precision")
+    ->Arg(20000)
+    ->Unit(kMs)
+    ->UseRealTime();
+BENCHMARK_CAPTURE(layer_train, memory, kToken, false, false, "pluglm.memory_train")
+    ->Arg(20000)
+    ->Unit(kMs)
+    ->UseRealTime();
 BENCHMARK_CAPTURE(refresh, n1024, "pluglm.refresh N=1024 d=768 q=128 batch=256 collation=reference")
     ->Args({1024, 768, 128})
     ->Unit(kMs)

@@ -96,6 +96,48 @@ TEST_CASE("plug_lm: a resumed run is the uninterrupted one, bit for bit") {
     REQUIRE(loaded->weights().size() == a.size());
 }
 
+TEST_CASE("plug_lm: mixed precision is near, trains, resumes, and ends with its scope") {
+    const Folder folder;
+    const std::string path = folder.path() + "/mixed.safetensors";
+    nn::PlugLmTraining options;
+    options.decay = {5e-3, 0.2, 0.5, 6};
+    auto config = small_config();
+    config.memory.memory_k = 20; // all entries: which ones are chosen may differ
+    const auto retriever = plug_lm_retriever(20);
+    nn::PlugLmTrainer full(small_model(config), some_documents(20), options);
+    options.mixed_precision = true;
+    nn::PlugLmTrainer mixed(small_model(config), some_documents(20), options);
+    const double a = full.step(some_batch, retriever), b = mixed.step(some_batch, retriever);
+    REQUIRE(a != b); // products were of bfloat16
+    REQUIRE(std::abs(a - b) < 0.02 * a);
+    double difference = 0, whole = 0; // of the gradient: of one number of it rounding may be most
+    for (std::size_t i = 0; i < mixed.model()->weights().size(); ++i) {
+        const at::Tensor g = mixed.model()->weights()[i].second.grad(),
+                         expected = full.model()->weights()[i].second.grad();
+        INFO(mixed.model()->weights()[i].first);
+        REQUIRE(g.defined() == expected.defined());
+        if (!g.defined()) continue;
+        REQUIRE(g.scalar_type() == at::kFloat);
+        difference += (g.to_dense() - expected.to_dense()).square().sum().item<double>();
+        whole += expected.to_dense().square().sum().item<double>();
+    }
+    INFO("gradient " << std::sqrt(whole) << ", differs by " << std::sqrt(difference));
+    REQUIRE(std::sqrt(difference) < 0.05 * std::sqrt(whole));
+    mixed.save(path);
+    nn::PlugLmTrainer resumed(small_model(config, 2), some_documents(20), options);
+    resumed.resume(path);
+    while (mixed.done() < 6) REQUIRE(mixed.step(some_batch, retriever) == resumed.step(some_batch, retriever));
+    REQUIRE_THROWS_AS(full.resume(path), Error); // of another precision
+    const at::Tensor x = at::ones({2, 2});
+    REQUIRE(at::mm(x, x).scalar_type() == at::kFloat);
+    {
+        const nn::Autocast autocast(true);
+        REQUIRE(at::mm(x, x).scalar_type() == at::kBFloat16);
+        REQUIRE(nn::linear(x, x, {}).scalar_type() == at::kFloat);
+    }
+    REQUIRE(at::mm(x, x).scalar_type() == at::kFloat);
+}
+
 TEST_CASE("plug_lm: two refreshes without a step between them store the same keys") {
     nn::PlugLmTraining options;
     options.decay.total = 4;

@@ -3,6 +3,7 @@
 
 #include <mnemo/nn/adaptive_softmax.hpp>
 #include <mnemo/nn/alibi.hpp>
+#include <mnemo/nn/autocast.hpp>
 #include <mnemo/nn/key_value_cache.hpp>
 #include <mnemo/nn/output_layer.hpp>
 #include <mnemo/nn/tap.hpp>
@@ -256,7 +257,7 @@ class HuggingFaceLmImpl : public torch::nn::Module {
   private:
     struct Linear {
         at::Tensor weight, bias;
-        at::Tensor operator()(const at::Tensor& x) const { return at::linear(x, weight, bias); }
+        at::Tensor operator()(const at::Tensor& x) const { return linear(x, weight, bias); }
     };
     struct Norm {
         at::Tensor weight, bias;
@@ -403,7 +404,7 @@ class HuggingFaceLmImpl : public torch::nn::Module {
         at::Tensor scores = at::matmul(q.reshape({batch, kv, -1, width}), k.transpose(2, 3));
         scores = scores.view({batch, options_.heads, rows, k.size(2)});
         if (mask.defined()) scores = scores + mask;
-        const at::Tensor drawn = at::dropout(at::softmax(scores, -1), options_.attention_dropout,
+        const at::Tensor drawn = at::dropout(at::softmax(scores, -1, value.scalar_type()), options_.attention_dropout,
                                              is_training() && options_.attention_dropout > 0);
         const at::Tensor p = drawn.view({batch, kv, -1, k.size(2)});
         const at::Tensor read = at::matmul(p, v).view({batch, options_.heads, rows, width});

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <mnemo/nn/adaptive_input.hpp>
+#include <mnemo/nn/autocast.hpp>
 #include <mnemo/nn/tensor.hpp>
 #include <mnemo/papers/plug_lm.hpp>
 
@@ -30,7 +31,7 @@ class SourcedModule : public torch::nn::Module {
   protected:
     struct Linear {
         at::Tensor weight, bias;
-        at::Tensor operator()(const at::Tensor& x) const { return at::linear(x, weight, bias); }
+        at::Tensor operator()(const at::Tensor& x) const { return linear(x, weight, bias); }
     };
     at::Tensor add(const Source& source, const std::string& name, at::IntArrayRef shape) {
         weights_.emplace_back(name, register_parameter(registered(name), checked(source, name, shape)));
@@ -134,17 +135,18 @@ class KnowledgeAttentionImpl : public SourcedModule {
             return read;
         }
         const auto dropped = [&](const at::Tensor& p) { return dropout ? dropout(p) : p; };
+        const at::ScalarType type = hidden.scalar_type();
         const std::int64_t b = hidden.size(0), t = hidden.size(1), d = hidden.size(2), k = keys.size(1);
         if (type_ == KnowledgeAttentionType::sentence_level) {
             read.probs = at::softmax(read.similarity, -1);
-            read.hidden = at::bmm(read.probs.unsqueeze(1), values).expand({b, t, d});
+            read.hidden = at::bmm(read.probs.unsqueeze(1), values).to(type).expand({b, t, d});
             return read;
         }
         if (type_ == KnowledgeAttentionType::single_head) {
             const at::Tensor logits =
                 at::bmm(hidden, key_(values).transpose(1, 2)) + beta_ * read.similarity.unsqueeze(1);
-            read.probs = at::softmax(logits, -1);
-            read.hidden = at::bmm(dropped(read.probs), values);
+            read.probs = at::softmax(logits, -1, type);
+            read.hidden = at::bmm(dropped(read.probs), values).to(type);
             return read;
         }
         const std::int64_t width = d / heads_;
@@ -168,10 +170,10 @@ class KnowledgeAttentionImpl : public SourcedModule {
                 by_sequence(at::bmm(keys_of, query_.bias.view({heads_, width, 1}))).squeeze(2) * scale +
                 bias.reshape({b, heads_ * k});
             probs = at::softmax(
-                at::baddbmm(constant.unsqueeze(1), hidden, maps.transpose(1, 2)).view({b, t, heads_, k}), -1);
+                at::baddbmm(constant.unsqueeze(1), hidden, maps.transpose(1, 2)).view({b, t, heads_, k}), -1, type);
         } else {
             const at::Tensor q = split(query_(hidden) * scale, t);
-            probs = at::softmax(at::matmul(q, split(key_(values), k).transpose(2, 3)) + bias.unsqueeze(2), -1)
+            probs = at::softmax(at::matmul(q, split(key_(values), k).transpose(2, 3)) + bias.unsqueeze(2), -1, type)
                         .transpose(1, 2);
         }
         read.probs = probs.transpose(1, 2);
@@ -184,7 +186,7 @@ class KnowledgeAttentionImpl : public SourcedModule {
         }
         const at::Tensor heads = at::matmul(probs.transpose(1, 2), split(value_(values), k)); // [B, H, T, width]
         // The reference reads the memory of the heads as if tokens came first.
-        read.merged = (merge_ == HeadMerge::per_token ? heads.transpose(1, 2) : heads).reshape({b, t, d});
+        read.merged = (merge_ == HeadMerge::per_token ? heads.transpose(1, 2) : heads).reshape({b, t, d}).to(type);
         read.hidden = out_(read.merged);
         return read;
     }

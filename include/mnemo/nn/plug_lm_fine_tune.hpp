@@ -68,7 +68,8 @@ struct FineTuning {
     index_t steps = 1000;
     double learning_rate = 5e-5; // falls linearly to 0, without warm-up
     double weight_decay = 0, max_norm = 1;
-    std::uint64_t seed = 42; // of dropout
+    std::uint64_t seed = 42;      // of dropout
+    bool mixed_precision = false; // as in PlugLmTraining
 };
 
 /// Fine-tunes a model and a head for a task, with AdamW. Entries are read as they are stored; which base that is may
@@ -97,8 +98,11 @@ class PlugLmFineTuner {
         for (auto& group : optimizer_->param_groups())
             static_cast<torch::optim::AdamWOptions&>(group.options()).lr(options_.learning_rate * (1 - part));
         optimizer_->zero_grad();
-        const auto out = model_->forward(batch.tokens, batch.info, knowledge, retriever);
-        const at::Tensor loss = head_->loss(head_->forward(out.hidden), batch.labels);
+        const at::Tensor loss = [&] {
+            const Autocast autocast(options_.mixed_precision);
+            const auto out = model_->forward(batch.tokens, batch.info, knowledge, retriever);
+            return head_->loss(head_->forward(out.hidden), batch.labels);
+        }();
         const double value = loss.template item<double>();
         if (!std::isfinite(value)) fail("fine-tuning, step ", done_, ": the loss is not finite");
         loss.backward();

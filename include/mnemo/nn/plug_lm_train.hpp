@@ -2,6 +2,7 @@
 #pragma once
 
 #include <mnemo/io/safetensors.hpp>
+#include <mnemo/nn/autocast.hpp>
 #include <mnemo/nn/lamb.hpp>
 #include <mnemo/nn/plug_lm_model.hpp>
 #include <mnemo/text/hash.hpp>
@@ -20,8 +21,9 @@ namespace mnemo::nn {
 struct PlugLmTraining {
     PolynomialDecay decay; // its total is the number of steps
     LambOptions lamb;
-    index_t accumulation = 1; // batches whose gradients make one step
-    std::uint64_t seed = 42;  // of dropout
+    index_t accumulation = 1;     // batches whose gradients make one step
+    std::uint64_t seed = 42;      // of dropout
+    bool mixed_precision = false; // products in bfloat16 (Autocast); the reference trains in half precision so
 };
 
 /// A batch for masked language modelling, Long [B, T] each; labels are -1 where nothing is asked.
@@ -67,9 +69,11 @@ class PlugLmTrainer {
         const auto snapshot = store_.snapshot();
         for (index_t i = 0; i < options_.accumulation; ++i) {
             const MaskedTensors batch = batches(done_ * options_.accumulation + i);
-            const auto out = model_->forward(batch.tokens, batch.info, *snapshot, retriever);
-            const at::Tensor part =
-                model_->mlm_loss(out.prehead, batch.labels) / static_cast<double>(options_.accumulation);
+            const at::Tensor part = [&] {
+                const Autocast autocast(options_.mixed_precision);
+                const auto out = model_->forward(batch.tokens, batch.info, *snapshot, retriever);
+                return model_->mlm_loss(out.prehead, batch.labels) / static_cast<double>(options_.accumulation);
+            }();
             loss += part.template item<double>();
             part.backward();
         }
@@ -194,7 +198,8 @@ class PlugLmTrainer {
         return {{"config", plug_lm_json(model_->config()).dump()},
                 {"documents", Hash64().add(std::as_bytes(std::span(documents_.tokens))).text()},
                 {"schedule", text(o.decay.base, ' ', o.decay.warmup, ' ', o.decay.degree, ' ', o.decay.total, ' ',
-                                  o.accumulation, ' ', o.seed, ' ', model_->config().memory.refreshing_steps)},
+                                  o.accumulation, ' ', o.seed, ' ', model_->config().memory.refreshing_steps,
+                                  o.mixed_precision ? " mixed precision" : "")},
                 {"lamb", text(o.lamb.beta1, ' ', o.lamb.beta2, ' ', o.lamb.epsilon, ' ', o.lamb.weight_decay, ' ',
                               o.lamb.max_norm)}};
     }
