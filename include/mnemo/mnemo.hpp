@@ -99,6 +99,7 @@
 #include <mnemo/text/merge_pairs.hpp>
 #include <mnemo/text/ngram_counts.hpp>
 #include <mnemo/text/passages.hpp>
+#include <mnemo/text/question_windows.hpp>
 #include <mnemo/text/remaining.hpp>
 #include <mnemo/text/shards.hpp>
 #include <mnemo/text/special_tokens.hpp>
