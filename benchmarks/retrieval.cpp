@@ -4,7 +4,8 @@
 //   bench_retrieval [--keys keys.npy --queries queries.npy | --n N --d D --batch B] [--k K] [--metric l2|ip]
 //                   [--threads T] [--lists L] [--recall R] [--vocab V] [Google Benchmark's own flags]
 //
-// Every search reports its recall against exact search, queries/s and, as flop/s, 2 n d batch whatever was skipped.
+// Every search reports its recall against exact search, queries/s and, as flop/s, 2 n d batch whatever was skipped; the
+// cases that end in _latency search for one query after the other and report percentiles of the milliseconds.
 // benchmarks/retrieval.py runs many shapes beside a reference script. A retriever of your own joins in where it says
 // so.
 #include <mnemo/combine/interpolate.hpp>
@@ -15,7 +16,11 @@
 #include <mnemo/store/packed.hpp>
 #include <mnemo/store/tokens.hpp>
 #ifdef MNEMO_BENCH_FAISS
-#include <mnemo/faiss/index.hpp>
+#include <mnemo/faiss/ivfpq_products.hpp>
+#endif
+#if __has_include(<hnswlib/hnswlib.h>)
+#include <hnswlib/hnswlib.h>
+#define MNEMO_BENCH_HNSWLIB 1
 #endif
 
 #include <benchmark/benchmark.h>
@@ -97,8 +102,9 @@ template <class MetricT> struct Comparison {
     Rows queries;
     std::shared_ptr<Hits> exact = std::make_shared<Hits>(); // found when first needed
 
-    // `make` builds what the search needs, once, and returns a callable: Hits (Rows queries, Hits spare).
-    void add(const std::string& name, double bytes_a_key, auto&& make) const {
+    // `make` builds what the search needs, once, and returns a callable: Hits (Rows queries, Hits spare). Where another
+    // search's hits are given, `same_ids` is the part of them that was found.
+    void add(const std::string& name, double bytes_a_key, auto&& make, std::shared_ptr<Hits> other = {}) const {
         auto search = std::make_shared<std::function<Hits(Rows, Hits)>>();
         auto build_seconds = std::make_shared<double>(0);
         add_case(name, [=, *this](benchmark::State& state) {
@@ -114,6 +120,23 @@ template <class MetricT> struct Comparison {
             state.counters["recall"] = compare(hits, *exact).recall;
             state.counters["bytes_a_key"] = bytes_a_key;
             state.counters["build_s"] = *build_seconds;
+            if (other && other->rows() > 0) state.counters["same_ids"] = compare(hits, *other).recall;
+            if (other && other->rows() == 0) *other = std::move(hits);
+        });
+        add_case(name + "_latency", [=, *this](benchmark::State& state) {
+            if (!*search) *search = make();
+            Hits hits = (*search)(queries.slice(0, 1), Hits{});
+            std::vector<double> ms;
+            for (auto _ : state)
+                for (index_t q = 0; q < queries.rows; ++q)
+                    ms.push_back(1000 * seconds_of([&] { hits = (*search)(queries.slice(q, 1), std::move(hits)); }));
+            std::sort(ms.begin(), ms.end());
+            const auto percentile = [&](double p) {
+                return ms.empty() ? 0 : ms[static_cast<std::size_t>(p * static_cast<double>(ms.size() - 1))];
+            };
+            state.SetItemsProcessed(state.iterations() * queries.rows);
+            for (const auto& [label, p] : {std::pair{"p50_ms", 0.5}, {"p95_ms", 0.95}, {"p99_ms", 0.99}})
+                state.counters[label] = percentile(p);
         });
     }
     // Any retriever for this store.
@@ -159,6 +182,47 @@ template <class MetricT> struct Comparison {
 #ifdef MNEMO_BENCH_FAISS
         add_faiss("faiss_linked_flat", "Flat", 4 * width);
         add_faiss("faiss_linked_ivf_flat", "IVF" + std::to_string(shape.lists) + ",Flat", 4 * width + 8);
+        if constexpr (MetricT::metric == Metric::l2) {
+            // The same codes, searched by FAISS itself, by its tables in our order, and a batch at a time.
+            const auto found = std::make_shared<Hits>();
+            add(
+                "faiss_linked_ivf_pq", 72,
+                [=, *this] {
+                    const FaissIndex index = quantised();
+                    return [=, *this](Rows rows, Hits hits) {
+                        const detail::OmpThreads omp(static_cast<int>(shape.threads));
+                        hits.resize(rows.rows, shape.k);
+                        index.index().search(rows.rows, rows.data, shape.k, hits.room_for_scores(0).data(),
+                                             hits.room_for_ids(0).data());
+                        for (index_t row = 0; row < rows.rows; ++row) {
+                            const auto ids = hits.room_for_ids(row);
+                            hits.set_size(row,
+                                          std::count_if(ids.begin(), ids.end(), [](index_t id) { return id >= 0; }));
+                        }
+                        return hits;
+                    };
+                },
+                found);
+            add(
+                "ivf_pq_tables", 72,
+                [=, *this] {
+                    FaissIndex index = quantised();
+                    index.threads = static_cast<int>(shape.threads);
+                    return [=, *this](Rows rows, Hits spare) { return index.retrieve(store, rows, std::move(spare)); };
+                },
+                found);
+            add(
+                "ivf_pq_products", 76,
+                [=, *this] {
+                    const IvfPqProducts<Threads> products(quantised(), {shape.threads});
+                    return
+                        [=, *this](Rows rows, Hits spare) { return products.retrieve(store, rows, std::move(spare)); };
+                },
+                found);
+        }
+#endif
+#ifdef MNEMO_BENCH_HNSWLIB
+        add_hnswlib();
 #endif
     }
 
@@ -197,7 +261,54 @@ template <class MetricT> struct Comparison {
         return [=, *this](Rows rows, Hits spare) { return retriever.retrieve(store, rows, std::move(spare)); };
     }
 
+#ifdef MNEMO_BENCH_HNSWLIB
+    // hnswlib's graph, as wide a search as there are neighbours to find.
+    void add_hnswlib() const {
+        constexpr std::size_t links = 16, construction = 128;
+        add("hnswlib", 4 * static_cast<double>(shape.d) + 8 * links, [=, *this] {
+            using Space = hnswlib::SpaceInterface<float>;
+            const auto d = static_cast<std::size_t>(shape.d);
+            std::shared_ptr<Space> space;
+            if (MetricT::metric == Metric::l2)
+                space = std::make_shared<hnswlib::L2Space>(d);
+            else
+                space = std::make_shared<hnswlib::InnerProductSpace>(d);
+            auto graph = std::make_shared<hnswlib::HierarchicalNSW<float>>(
+                space.get(), static_cast<std::size_t>(store.size()), links, construction);
+            for (index_t i = 0; i < store.size(); ++i)
+                graph->addPoint(store.keys()[i].data(), static_cast<std::size_t>(i));
+            graph->setEf(static_cast<std::size_t>(shape.k));
+            return [=, *this](Rows rows, Hits hits) {
+                hits.resize(rows.rows, std::min(shape.k, store.size()));
+                for (index_t row = 0; row < rows.rows; ++row) {
+                    auto found = graph->searchKnn(rows[row].data(), static_cast<std::size_t>(shape.k));
+                    std::size_t at = found.size();
+                    hits.set_size(row, static_cast<index_t>(at));
+                    for (; !found.empty(); found.pop()) {
+                        hits.room_for_ids(row)[--at] = static_cast<index_t>(found.top().second);
+                        hits.room_for_scores(row)[at] = -found.top().first;
+                    }
+                }
+                static_cast<void>(space); // the graph needs it
+                return hits;
+            };
+        });
+    }
+#endif
+
 #ifdef MNEMO_BENCH_FAISS
+    FaissIndex quantised() const {
+        static std::shared_ptr<FaissIndex> built; // one shape a run
+        if (!built) {
+            FaissBuild how;
+            how.factory = FaissBuild::ivfpq(shape.lists, shape.d % 64 == 0 && shape.d >= 256 ? 64 : shape.d / 4, 8);
+            how.training_rows = 40000;
+            built = std::make_shared<FaissIndex>(FaissIndex::build(store, how));
+            built->k = shape.k;
+            built->set_nprobe(32);
+        }
+        return *built;
+    }
     void add_faiss(const std::string& name, const std::string& factory, double bytes_a_key) const {
         add(name, bytes_a_key, [=, *this] {
             FaissBuild how;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <catch.hpp>
-#include <mnemo/faiss/index.hpp>
+#include <mnemo/faiss/ivfpq_products.hpp>
+#include <mnemo/retrieve/recall_report.hpp>
 #include <mnemo/store/tokens.hpp>
 
 #include <map>
@@ -102,4 +103,73 @@ TEST_CASE("codes are summed in the order of their bytes, whatever their number")
                 REQUIRE(sums[i] == sum);
             }
         }
+}
+
+TEST_CASE("lists that are decoded for a batch give nearly what their tables give") {
+    for (const index_t part : {1, 2, 3, 4, 8, 20}) { // floats where it is odd
+        const index_t width = 8 * part;
+        TokenStore<> store(width);
+        store.append(random_rows(3000, width, 1), std::vector<std::int32_t>(3000));
+        FaissBuild how;
+        how.factory = FaissBuild::ivfpq(30, 8, 8);
+        FaissIndex index = FaissIndex::build(store, how);
+        index.set_nprobe(7);
+        index.k = 100;
+        const Matrix queries = random_rows(97, width, 2);
+        const Hits by_tables = index.retrieve(store, queries);
+        const IvfPqProducts<> products(index);
+        REQUIRE(products.k == 100);
+        const Hits found = products.retrieve(store, queries);
+        const bool rounded = simd_level() >= SimdLevel::avx512_bf16 && part % 2 == 0;
+        INFO("parts of " << part << ", recall " << mnemo::compare(found, by_tables).recall);
+        REQUIRE(mnemo::compare(found, by_tables).recall >= (rounded ? 0.98 : 0.999));
+        for (index_t row = 0; row < queries.rows; ++row) {
+            std::map<index_t, float> tables;
+            for (std::size_t j = 0; j < by_tables.ids(row).size(); ++j)
+                tables[by_tables.ids(row)[j]] = by_tables.scores(row)[j];
+            REQUIRE(found.ids(row).size() == by_tables.ids(row).size());
+            const auto scores = found.scores(row);
+            REQUIRE(std::is_sorted(scores.begin(), scores.end(), std::greater<>()));
+            // Each factor is off by 2^-9 at most; both norms are below 2 sqrt(width).
+            const float margin = (rounded ? 0x1p-6f : 1e-4f) * static_cast<float>(width);
+            for (std::size_t j = 0; j < scores.size(); ++j)
+                if (const auto same = tables.find(found.ids(row)[j]); same != tables.end())
+                    REQUIRE(std::abs(same->second - scores[j]) <= margin);
+        }
+        // The same bits for any number of threads, rows of something wider, and erased entries left out.
+        IvfPqProducts<Threads> threaded(index, {3});
+        Matrix wide(queries.rows, width + 5);
+        for (index_t i = 0; i < queries.rows; ++i) std::copy(queries[i].begin(), queries[i].end(), wide[i].begin());
+        const Hits again = threaded.retrieve(store, Rows(wide.data.data(), wide.rows, width, wide.cols));
+        const Hits alone = products.retrieve(store, Rows(queries).slice(50, 1));
+        for (index_t row = 0; row < queries.rows; ++row) {
+            REQUIRE(std::ranges::equal(again.ids(row), found.ids(row)));
+            REQUIRE(std::ranges::equal(again.scores(row), found.scores(row)));
+        }
+        REQUIRE(std::abs(alone.scores(0)[0] - found.scores(50)[0]) <= 1e-4f * static_cast<float>(width));
+        const index_t nearest = found.ids(3)[0];
+        store.erase(nearest);
+        const Hits without = products.retrieve(store, queries);
+        REQUIRE(std::ranges::count(without.ids(3), nearest) == 0);
+        REQUIRE(without.ids(3)[0] == found.ids(3)[1]);
+        // More than the lists hold; nothing; a query that is no number.
+        threaded.k = 3000;
+        REQUIRE(threaded.retrieve(store, queries).ids(0).size() < 3000);
+        threaded.k = 0;
+        REQUIRE(threaded.retrieve(store, queries).ids(0).empty());
+        Matrix nan = queries;
+        nan[0][0] = std::numeric_limits<float>::quiet_NaN();
+        REQUIRE(products.retrieve(store, nan).ids(0).empty());
+        REQUIRE(products.retrieve(store, nan).ids(1).size() + 1 >= by_tables.ids(1).size());
+    }
+}
+
+TEST_CASE("products refuse an index that they cannot search") {
+    TokenStore<> store(8);
+    store.append(random_rows(500, 8, 1), std::vector<std::int32_t>(500));
+    FaissBuild how;
+    how.factory = "IVF4,Flat";
+    REQUIRE_THROWS_AS(IvfPqProducts<>(FaissIndex::build(store, how)), Error);
+    how.factory = FaissBuild::ivfpq(4, 4, 8), how.metric = Metric::inner_product;
+    REQUIRE_THROWS_AS(IvfPqProducts<>(FaissIndex::build(store, how)), Error);
 }

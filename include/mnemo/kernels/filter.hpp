@@ -118,6 +118,29 @@ template <MetricTag MetricT> class Filter {
         return true;
     }
 
+    /// The same among `n` keys that are made as they are scanned: make(first, count, rows, bias, ids) writes rounded
+    /// rows [count, words], count <= 48, what to add to their products, and their ids. `offset` [queries], as they were
+    /// gathered, is added to all products of a query. There is no bound: candidates hold the sums themselves.
+    template <class Make, class Full>
+    void scan_made(index_t n, IdSet erased, const float* offset, Candidates* c, index_t stride, Make&& make,
+                   Full&& full) {
+        alignas(64) std::array<std::uint32_t, detail::kPanel> ids;
+        *panel_.norms = widest_; // nothing larger than what is known
+        offset_ = offset;
+        begin(c, stride);
+        for (index_t first = 0; first < n; first += detail::kPanel) {
+            make(first, std::min(detail::kPanel, n - first), rows_, panel_.bias, ids.data());
+            if (simd_level() >= SimdLevel::avx512)
+                detail::transpose_panel_avx512(rows_, rounding_.words(), panel_.words);
+            else
+                detail::transpose_panel_plain(rows_, rounding_.words(), panel_.words);
+            scan_panel(panel_, first, n, erased, ids.data(), c, stride, full);
+        }
+        offset_ = nullptr;
+    }
+    /// 32-bit words of a row of the format in use.
+    index_t words() const { return rounding_.words(); }
+
   private:
     // What to add to an exact score (to half of it, for L2) for a lower bound of s.
     float shift_of([[maybe_unused]] const float* query, [[maybe_unused]] const auto& row) const {
@@ -143,7 +166,8 @@ template <MetricTag MetricT> class Filter {
         const index_t a_group = detail::kGroup / planes_;
         return limits_[i / a_group * detail::kGroup + i % a_group];
     }
-    void set_limit(index_t i, const Candidates& c) { limit(i) = c.threshold - c.error; }
+    float offset(index_t i) const { return offset_ ? offset_[i] : 0.0f; }
+    void set_limit(index_t i, const Candidates& c) { limit(i) = c.threshold - c.error - offset(i); }
 
     // One bound a query for all panels so far: it changes only where a panel's norms are the largest yet.
     void update_errors(detail::Norms n, Candidates* c, index_t stride) {
@@ -184,9 +208,9 @@ template <MetricTag MetricT> class Filter {
                 if (!mine.has_room_for(detail::kPanel)) full(query(i));
                 set_limit(i, mine);
                 if (simd_level() >= SimdLevel::avx512)
-                    detail::take_avx512(t.data() + m * detail::kPanel, limit(i), mine.error, ids, mine);
+                    detail::take_avx512(t.data() + m * detail::kPanel, limit(i), mine.error - offset(i), ids, mine);
                 else
-                    detail::take_plain(t.data() + m * detail::kPanel, limit(i), mine.error, ids, mine);
+                    detail::take_plain(t.data() + m * detail::kPanel, limit(i), mine.error - offset(i), ids, mine);
             }
         }
     }
@@ -220,6 +244,7 @@ template <MetricTag MetricT> class Filter {
 
     index_t d_, all_ = 0, queries_ = 0, planes_ = 1; // of the block, and those that are scanned for
     const std::uint32_t* which_ = nullptr;           // [queries_]
+    const float* offset_ = nullptr;                  // [queries_], see scan_made
     detail::Rounding<MetricT> rounding_;
     const float* centre_ = nullptr;
     detail::Norms widest_;            // of the panels so far
