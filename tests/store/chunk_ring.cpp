@@ -2,6 +2,7 @@
 #include <catch.hpp>
 #include <mnemo/retrieve/per_head.hpp>
 #include <mnemo/store/chunk_ring.hpp>
+#include <mnemo/store/tokens.hpp>
 
 #include <limits>
 #include <random>
@@ -91,6 +92,58 @@ TEST_CASE("heads of a chunk ring differ, and each is searched by itself") {
     hits = PerHead{Exact<InnerProduct>{.k = 2}}.retrieve(ring, query, std::move(hits));
     CHECK(hits[0].ids(0).data() == ids); // recycled
     CHECK_THROWS_WITH((PerHead<>{}.retrieve(ring, tokens(0, 1, 3))), Catch::Contains("expected 4, got 3"));
+}
+
+TEST_CASE("a ring's packed means follow what is written, forgotten, copied and lowered, and change nothing") {
+    const index_t heads = 2, d = 20, width = heads * d;
+    ChunkRing<float> ring({.heads = heads, .head_dim = d, .chunk = 1, .memory_tokens = 1300});
+    std::uint64_t state = 1;
+    const auto draw = [&](index_t rows, float scale) {
+        Matrix m(rows, width);
+        for (index_t i = 0; i < rows; ++i)
+            for (float& x : m[i]) {
+                state = state * 6364136223846793005u + 1442695040888963407u;
+                x = scale * (static_cast<float>(state >> 40) / 8388608.0f - 1);
+            }
+        return m;
+    };
+    const Matrix queries = draw(20, 1);
+    const auto agrees = [&](const ChunkRing<float>& packed) {
+        for (index_t h = 0; h < heads; ++h) {
+            TokenStore<float> plain(d);
+            Matrix row(1, d);
+            for (index_t slot = 0; slot < packed.size(); ++slot) {
+                std::copy_n(packed.means(h)[slot].begin(), d, row[0].begin());
+                plain.append(row, std::vector<std::int32_t>{0});
+            }
+            const Rows own(queries.data.data() + h * d, queries.rows, d, width);
+            for (const index_t rows : {index_t{1}, queries.rows}) {
+                const Exact<InnerProduct> search{.k = 7};
+                const Hits found = search.retrieve(packed.head(h), own.slice(0, rows));
+                const Hits expected = search.retrieve(plain, own.slice(0, rows));
+                for (index_t i = 0; i < rows; ++i)
+                    if (!std::equal(found.ids(i).begin(), found.ids(i).end(), expected.ids(i).begin(),
+                                    expected.ids(i).end()))
+                        return false;
+            }
+        }
+        return true;
+    };
+    bool packed = false;
+    for (index_t step = 0; step < 24; ++step) { // two turns and more; keys grow and shrink
+        const Matrix rows = draw(step % 5 == 0 ? 331 : 60 + step, step % 7 == 3 ? 9.0f : 0.5f);
+        const SimdLevel before = use_simd_level(step == 9 ? SimdLevel::plain : machine_simd_level());
+        ring.append(rows, rows);
+        use_simd_level(before);
+        INFO(step);
+        CHECK(agrees(ring));
+        CHECK(ring.bytes() <= ring.most_bytes());
+        packed = packed || ring.packed(0).rows == ring.size();
+    }
+    CHECK(packed == (machine_simd_level() >= SimdLevel::avx512_vnni));
+    CHECK(agrees(ChunkRing<float>(ring.options(), ring.contents())));
+    ring.clear();
+    CHECK(ring.packed(0).rows == 0);
 }
 
 TEST_CASE("the reference's forgetting: twice the append, tails lost, ids of dropped chunks never found") {

@@ -2,8 +2,8 @@
 #pragma once
 
 #include <mnemo/core/error.hpp>
-#include <mnemo/core/key_rows.hpp>
 #include <mnemo/core/huge_pages.hpp>
+#include <mnemo/core/key_rows.hpp>
 #include <mnemo/kernels/pack.hpp>
 
 #include <algorithm>
@@ -78,6 +78,25 @@ template <MetricTag MetricT> class PackedKeys {
             });
 #endif
     }
+    /// Packs the panels anew that hold rows [first, last) of `all` [n, d], as many rows as were packed or more: for
+    /// stores that write over rows in order.
+    void refresh([[maybe_unused]] const KeyRows& all, [[maybe_unused]] index_t first, [[maybe_unused]] index_t last) {
+        expect_equal("PackedKeys: width of the keys", all.cols, d_);
+        if (all.rows < rows_) fail("PackedKeys: expected at least ", rows_, " keys, got ", all.rows);
+#if MNEMO_X86
+        if (!view().runs_here()) return;
+        if (!centred_) centre_on(all);
+        make_room(all.rows);
+        all.visit([&]<class T>(MatrixView<const T> rows) {
+            for (index_t p = first / detail::kPanel; p * detail::kPanel < last; ++p) {
+                const index_t at = p * detail::kPanel;
+                rounding_.pack(rows.slice(at, std::min(detail::kPanel, all.rows - at)), centre_.data(), scratch(),
+                               buffer(), panel(p));
+            }
+        });
+        rows_ = all.rows;
+#endif
+    }
     /// Forgets the keys; the centre stays.
     void clear() { rows_ = 0, words_.clear(), bias_.clear(), scale_.clear(), offset_.clear(), norms_.clear(); }
 
@@ -102,15 +121,18 @@ template <MetricTag MetricT> class PackedKeys {
                 offset_.data() + first, &norms_[size(p)]};
     }
 #if MNEMO_X86
-    template <class T> void append(MatrixView<const T> keys) {
-        if (keys.rows == 0) return;
-        if (!std::exchange(centred_, true)) detail::mean_of<MetricT>(keys, centre_);
-        const index_t panels = (rows_ + keys.rows + detail::kPanel - 1) / detail::kPanel;
+    void make_room(index_t rows) {
+        const index_t panels = (rows + detail::kPanel - 1) / detail::kPanel;
         words_.resize(size(panels * detail::kPanel * rounding_.words()));
         bias_.resize(size(panels * detail::kPanel), -std::numeric_limits<float>::infinity());
         scale_.resize(size(panels * detail::kPanel));
         offset_.resize(size(panels * detail::kPanel));
         norms_.resize(size(panels));
+    }
+    template <class T> void append(MatrixView<const T> keys) {
+        if (keys.rows == 0) return;
+        if (!std::exchange(centred_, true)) detail::mean_of<MetricT>(keys, centre_);
+        make_room(rows_ + keys.rows);
         for (index_t i = 0; i < keys.rows;) {
             const index_t lane = (rows_ + i) % detail::kPanel, p = (rows_ + i) / detail::kPanel;
             if (lane == 0) {

@@ -39,7 +39,7 @@ struct Group {
     const float* limit; // [kGroup], by query: what t must reach
 };
 
-// A bit for each row of t [M, kPanel] that reaches its limit.
+// A bit for each row of t [M, kPanel] that reaches its limit; only those rows are written, which are few.
 template <int M> MNEMO_AVX512 inline unsigned store_and_compare(const __m512 (&t)[M][3], const Group& g, float* out) {
     unsigned hits = 0;
     MNEMO_UNROLL
@@ -49,9 +49,11 @@ template <int M> MNEMO_AVX512 inline unsigned store_and_compare(const __m512 (&t
         MNEMO_UNROLL
         for (int v = 0; v < 3; ++v) {
             any |= _mm512_cmp_ps_mask(t[m][v], limit, _CMP_GE_OQ);
-            _mm512_storeu_ps(out + m * kPanel + 16 * v, t[m][v]);
         }
-        hits |= any ? 1u << m : 0u;
+        if (any == 0) continue;
+        hits |= 1u << m;
+        MNEMO_UNROLL
+        for (int v = 0; v < 3; ++v) _mm512_storeu_ps(out + m * kPanel + 16 * v, t[m][v]);
     }
     return hits;
 }

@@ -250,7 +250,7 @@ struct Candidates {
 
     /// Room for the k best of n: k in [1, n].
     static std::size_t capacity_for(std::size_t k, std::size_t n) {
-        return std::min(std::max<std::size_t>(6 * k, 256), std::max(n, k)) + kSlack;
+        return std::min(std::max<std::size_t>(6 * k, 128), std::max(n, k)) + kSlack;
     }
     static Candidates in(Arena& arena, std::size_t k, std::size_t n) {
         Candidates c;

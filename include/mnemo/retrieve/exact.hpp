@@ -185,11 +185,13 @@ template <MetricTag MetricT, class T> class ExactSearch {
     // Thresholds to start with, from a sample of the panels: most keys then never become candidates. False where the
     // filter fails.
     bool guess_thresholds(Rows rows, index_t first, index_t last, Candidates* c, index_t thread) {
-        constexpr index_t step = 32;
         const std::size_t k = c->k;
+        const index_t step = k < 128 ? 16 : 32;
         if (rows.rows < kGroup || last - first < 16 * step * kPanel || size(last - first) < 8 * k) return true;
-        const auto expected = static_cast<float>(k) / step; // of the k best in the sample, give or take its root
-        const auto sampled = static_cast<std::size_t>(expected + 5 * std::sqrt(expected) + 8);
+        // Of the k best so many are expected in the sample, give or take the root: with this many more one query in
+        // some ten thousand has a guess that is too high.
+        const auto expected = static_cast<float>(k) / static_cast<float>(step);
+        const auto sampled = static_cast<std::size_t>(expected + 4 * std::sqrt(expected) + 3);
         for (index_t q = 0; q < rows.rows; ++q) c[q * plan_.parts].k = sampled;
         const bool done = scan(rows, first, last, c, thread, step);
         for (index_t q = 0; q < rows.rows; ++q) {

@@ -3,8 +3,10 @@
 
 #include <mnemo/core/concepts.hpp>
 #include <mnemo/core/error.hpp>
-#include <mnemo/kernels/convert.hpp>
 #include <mnemo/core/huge_pages.hpp>
+#include <mnemo/kernels/choose_format.hpp>
+#include <mnemo/kernels/convert.hpp>
+#include <mnemo/kernels/packed_keys.hpp>
 
 #include <algorithm>
 #include <utility>
@@ -32,8 +34,8 @@ struct Chunk {
 /// The newest tokens' attention keys and values, by head, in chunks that are found by the mean of their keys. Chunks
 /// stay where they were written: forgetting copies nothing. An id is a slot, used again when its chunk is forgotten.
 /// Tokens that fill no chunk yet wait, unseen, for the next append. Means are floats; keys and values are kept as T
-/// (float, half or bfloat16). Memory grows with what is held, up to memory_tokens. Reading is const and re-entrant;
-/// writing is exclusive.
+/// (float, half or bfloat16). Memory grows with what is held, up to memory_tokens. Rings that are worth it keep a
+/// packed copy of the means for exact search by inner product. Reading is const and re-entrant; writing is exclusive.
 template <KeyElement T = half> class ChunkRing {
   public:
     using value_type = Chunk;
@@ -92,6 +94,7 @@ template <KeyElement T = half> class ChunkRing {
         dead_.assign((now_.positions.size() + 63) / 64, 0);
         for (index_t slot = 0; slot < written; ++slot)
             if ((slot - now_.first + slots()) % slots() >= now_.used) mark(slot, true);
+        pack(0);
     }
 
     const ChunkRingOptions& options() const { return options_; }
@@ -129,8 +132,11 @@ template <KeyElement T = half> class ChunkRing {
         value_type value(index_t slot) const { return ring->value(slot); }
         Rows keys() const { return ring->means(head); }
         IdSet erased() const { return ring->erased(); }
+        PackedView packed() const { return ring->packed(head); }
     };
     Head head(index_t h) const { return {this, h}; }
+    /// A head's means as a search's first pass reads them; empty while they are few.
+    PackedView packed(index_t head) const { return packed_.empty() ? PackedView{} : at(packed_, head).view(); }
 
     /// Remembers keys and values [n, heads * head_dim] of consecutive tokens; padding is left out by the caller. All or
     /// nothing: a number that is not finite, or not as a T, is an error that names its row and column.
@@ -142,6 +148,7 @@ template <KeyElement T = half> class ChunkRing {
         if (options_.reference) make_room_as_published(keys.rows);
         index_t i = 0;
         const index_t begin = now_.tokens - waiting(); // position of the chunk that is being filled
+        const index_t chunks = (waiting() + keys.rows) / options_.chunk;
         index_t done = 0;
         while (i < keys.rows) {
             const index_t wait = waiting(), n = std::min(options_.chunk - wait, keys.rows - i);
@@ -160,6 +167,7 @@ template <KeyElement T = half> class ChunkRing {
             i += n;
         }
         now_.tokens += keys.rows;
+        pack(chunks);
     }
     /// What follows belongs to `document`; if that is another one, everything is forgotten.
     void start_document(index_t document) {
@@ -171,14 +179,26 @@ template <KeyElement T = half> class ChunkRing {
     void clear() {
         for (std::size_t h = 0; h < now_.keys.size(); ++h)
             now_.keys[h].clear(), now_.values[h].clear(), now_.means[h].clear();
-        now_.positions.clear(), now_.next_keys.clear(), now_.next_values.clear(), dead_.clear();
+        now_.positions.clear(), now_.next_keys.clear(), now_.next_values.clear(), dead_.clear(), packed_.clear();
         now_.first = now_.used = 0;
     }
-    /// Bytes that keys, values and means take now, and when the ring is full.
-    index_t bytes() const { return bytes(size()); }
-    index_t most_bytes() const { return bytes(slots()); }
+    /// Bytes that keys, values and means take now, packed means and all, and at most when the ring is full.
+    index_t bytes() const {
+        double packed = 0;
+        for (const auto& keys : packed_) packed += static_cast<double>(keys.rows()) * keys.bytes_a_key();
+        return bytes(size()) + static_cast<index_t>(packed);
+    }
+    index_t most_bytes() const {
+        if (slots() < kLeastPacked || !Filter<InnerProduct>::has_integers()) return bytes(slots());
+        const Packed widest(options_.head_dim, FilterFormat::bfloat16);
+        const double packed = static_cast<double>(options_.heads * slots()) * widest.bytes_a_key();
+        return bytes(slots()) + static_cast<index_t>(packed);
+    }
 
   private:
+    using Packed = PackedKeys<InnerProduct>;
+    static constexpr index_t kLeastPacked = 512; // chunks; fewer are searched as they are
+
     index_t width() const { return options_.heads * options_.head_dim; }
     std::size_t elements(index_t chunks) const {
         return static_cast<std::size_t>(chunks * options_.chunk * options_.head_dim);
@@ -253,9 +273,33 @@ template <KeyElement T = half> class ChunkRing {
         ++now_.used;
     }
 
+    // Follows the last `written` chunks. Everything is packed anew as the ring doubles and then once a turn: format and
+    // centre suit what is held.
+    void pack(index_t written) {
+        if (size() < kLeastPacked || !Filter<InnerProduct>::has_integers()) return packed_.clear();
+        since_packed_ += written;
+        if (packed_.empty() || since_packed_ >= packed_.front().rows()) {
+            packed_.clear(), since_packed_ = 0;
+            for (index_t h = 0; h < options_.heads; ++h) {
+                packed_.emplace_back(options_.head_dim, packed_format_for<InnerProduct>(means(h)));
+                packed_.back().refresh(means(h), 0, size());
+            }
+            return;
+        }
+        if (written == 0) return;
+        const index_t last = slot(now_.used - 1) + 1, first = last - written;
+        for (index_t h = 0; h < options_.heads; ++h) {
+            Packed& mine = packed_[static_cast<std::size_t>(h)];
+            mine.refresh(means(h), std::max<index_t>(first, 0), last);
+            if (first < 0) mine.refresh(means(h), first + slots(), size());
+        }
+    }
+
     ChunkRingOptions options_;
     Contents now_;
     std::vector<std::uint64_t> dead_; // slots whose chunk was forgotten
+    std::vector<Packed> packed_;      // by head, or none
+    index_t since_packed_ = 0;        // chunks that were written since all were packed
 };
 
 } // namespace mnemo
