@@ -91,8 +91,8 @@ struct Layer {
     }
 };
 nn::SharedReading found(const ChunkRing<half>& ring, const at::Tensor& queries) {
-    const auto reading = c10::make_intrusive<nn::MemoryReading>();
-    reading->parts.push_back({&ring, search().retrieve(ring, nn::as_rows(queries)), 0, queries.size(0)});
+    auto reading = c10::make_intrusive<nn::ReadingOf<ChunkRing<half>>>();
+    reading->add(ring, search().retrieve(ring, nn::as_rows(queries)), 0, queries.size(0));
     return reading;
 }
 void attend(benchmark::State& state, bool searches, bool backward, const char* label) {

@@ -27,7 +27,9 @@ RecallFigures recall(const RecallTask& task, const RecallSettings& set, std::uin
         return model;
     };
     nn::LongMem model = learned(1, true), without = learned(1, false), unaligned = learned(3, true);
-    const auto accuracy = [&](nn::LongMem& m, bool remember) { return recall_accuracy(m, task, set, remember, seed); };
+    const auto accuracy = [&](nn::LongMem<>& m, bool remember) {
+        return recall_accuracy(m, task, set, remember, seed);
+    };
     return {accuracy(model, true), accuracy(model, false), accuracy(without, true), accuracy(unaligned, true),
             nn::weights_hash(*backbone) == before};
 }

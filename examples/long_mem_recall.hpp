@@ -74,13 +74,13 @@ inline nn::HuggingFaceLm recall_backbone(const RecallTask& task, const RecallSet
     return backbone;
 }
 
-inline nn::LongMem recall_model(const nn::HuggingFaceLm& backbone, const RecallSettings& set, index_t layer) {
+inline nn::LongMem<> recall_model(const nn::HuggingFaceLm& backbone, const RecallSettings& set, index_t layer) {
     return {backbone, nn::side_network_from(backbone, set.reduction, layer), set.reduction, layer,
             LongMemBanks(set.bank, set.side_rows)};
 }
 
 // The side network, on documents of several segments; `remember` false: it never sees a memory.
-inline void train_recall(nn::LongMem& model, const RecallTask& task, const RecallSettings& set, bool remember,
+inline void train_recall(nn::LongMem<>& model, const RecallTask& task, const RecallSettings& set, bool remember,
                          std::uint64_t seed, const Tick& tick) {
     std::vector<at::Tensor> parameters;
     for (const auto& [name, weight] : model.side()->weights()) parameters.push_back(weight);
@@ -104,7 +104,7 @@ inline void train_recall(nn::LongMem& model, const RecallTask& task, const Recal
 }
 
 // Share of the values that are foretold, by segment.
-inline std::vector<double> recall_accuracy(nn::LongMem& model, const RecallTask& task, const RecallSettings& set,
+inline std::vector<double> recall_accuracy(nn::LongMem<>& model, const RecallTask& task, const RecallSettings& set,
                                            bool remember, std::uint64_t seed) {
     const at::NoGradGuard no_grad;
     model.side().ptr()->eval();

@@ -80,7 +80,7 @@ inline ChunkRing<half> mixed_up(const ChunkRing<half>& ring, bool values_alone, 
     return {ring.options(), std::move(now)};
 }
 
-inline TextFigures score_text(const nn::LongMem& trained, std::span<const std::int32_t> text,
+inline TextFigures score_text(const nn::LongMem<>& trained, std::span<const std::int32_t> text,
                               std::span<const std::int32_t> wrong, const TextSettings& set, const Tick& tick) {
     const index_t most = set.sizes.back();
     LongMemOptions bank = trained.options();

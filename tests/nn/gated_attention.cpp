@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <mnemo/nn/gated_attention.hpp>
 #include <mnemo/retrieve/per_head.hpp>
+#include <mnemo/store/chunk_ring.hpp>
 
 #include <catch.hpp>
 
@@ -10,8 +11,7 @@ using namespace mnemo;
 
 namespace {
 // Keys or values of what a part found, gathered: [rows, heads, k, head_dim].
-at::Tensor gathered(const nn::MemoryReading::Part& part, bool values) {
-    const auto& ring = *part.ring;
+template <class T> at::Tensor gathered(const ChunkRing<T>& ring, const nn::MemoryReading::Part& part, bool values) {
     const index_t c = ring.options().chunk, d = ring.head_dim(),
                   k = static_cast<index_t>(part.hits[0].ids(0).size()) * c;
     const at::Tensor out = at::empty({part.rows, ring.heads(), k, d});
@@ -20,29 +20,28 @@ at::Tensor gathered(const nn::MemoryReading::Part& part, bool values) {
         for (index_t h = 0; h < ring.heads(); ++h)
             for (const index_t slot : part.hits[h].ids(i))
                 for (index_t t = 0; t < c; ++t)
-                    for (const half x : (values ? ring.values(h) : ring.keys(h))[slot * c + t]) *to++ = to_float(x);
+                    for (const T x : (values ? ring.values(h) : ring.keys(h))[slot * c + t]) *to++ = to_float(x);
     return out;
 }
 } // namespace
 
-TEST_CASE("gated attention on tensors is its composition, forward and backward") {
+TEMPLATE_TEST_CASE("gated attention on tensors is its composition, forward and backward", "", half, bfloat16, float) {
     torch::manual_seed(3);
     const index_t heads = 3, d = 5, width = heads * d, rows = 4;
-    std::vector<ChunkRing<half>> rings;
+    std::vector<ChunkRing<TestType>> rings;
     rings.reserve(2);
     const at::Tensor queries = at::randn({2 * rows, width}), local = at::randn({2 * rows, width});
     const at::Tensor gates = at::randn({heads}), upstream = at::randn({2 * rows, width});
-    const auto reading = c10::make_intrusive<nn::MemoryReading>();
+    const auto reading = c10::make_intrusive<nn::ReadingOf<ChunkRing<TestType>>>();
     std::vector<at::Tensor> keys, values;
     for (index_t b = 0; b < 2; ++b) {
         rings.emplace_back(ChunkRingOptions{.heads = heads, .head_dim = d, .chunk = 2, .memory_tokens = 12});
         const at::Tensor k = at::randn({17, width}), v = at::randn({17, width});
         rings.back().append(nn::as_rows(k), nn::as_rows(v));
         const Rows own = nn::as_rows(queries).slice(b * rows, rows);
-        reading->parts.push_back(
-            {&rings.back(), PerHead{Exact<InnerProduct>{.k = 3}}.retrieve(rings.back(), own), b * rows, rows});
-        keys.push_back(gathered(reading->parts.back(), false));
-        values.push_back(gathered(reading->parts.back(), true));
+        reading->add(rings.back(), PerHead{Exact<InnerProduct>{.k = 3}}.retrieve(rings.back(), own), b * rows, rows);
+        keys.push_back(gathered(rings.back(), reading->parts.back(), false));
+        values.push_back(gathered(rings.back(), reading->parts.back(), true));
     }
     CHECK(!reading->empty());
     const auto run = [&](auto&& attend) {
@@ -67,7 +66,7 @@ TEST_CASE("gated attention on tensors is its composition, forward and backward")
 TEST_CASE("rows in no part keep local attention and its gradient") {
     const at::Tensor local = at::randn({3, 4}).requires_grad_(true), queries = at::randn({3, 4}).requires_grad_(true);
     const at::Tensor gates = at::zeros({2}).requires_grad_(true), upstream = at::randn({3, 4});
-    const auto reading = c10::make_intrusive<nn::MemoryReading>();
+    const auto reading = c10::make_intrusive<nn::ReadingOf<ChunkRing<half>>>();
     CHECK(reading->empty());
     const at::Tensor out = nn::gated_attention(local, queries, gates, reading);
     CHECK(at::equal(out, local));

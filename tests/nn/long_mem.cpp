@@ -22,7 +22,7 @@ nn::HuggingFaceOptions gpt2() { // positions of its own, blocks in sequence, bia
     o.attention_scale = 1 / std::sqrt(static_cast<double>(o.head_dim));
     return o;
 }
-nn::LongMem model(const nn::HuggingFaceOptions& options, index_t batch = 1, index_t memory_tokens = 24) {
+nn::LongMem<> model(const nn::HuggingFaceOptions& options, index_t batch = 1, index_t memory_tokens = 24) {
     const nn::HuggingFaceLm backbone = nn::random_backbone(options, 0.4, 11);
     return {
         backbone, nn::side_network_from(backbone, 2, 1), 2, 1,
@@ -104,6 +104,49 @@ TEST_CASE("a run that is resumed in the middle of a stream goes on with its bank
     const Passages other({text.data(), 390}, {.block = 8, .rows = 2});
     nn::LongMemTrainer elsewhere(second, other, training);
     CHECK_THROWS_WITH(elsewhere.resume(path), Catch::Contains("text"));
+}
+
+TEST_CASE("a model learns and reads with banks of another element") {
+    const auto text = random_text(120);
+    const nn::HuggingFaceLm backbone = nn::random_backbone(published(), 0.4, 11);
+    const LongMemOptions bank{.heads = kHeads, .head_dim = kDim / kHeads, .memory_tokens = 24, .chunk = 2, .k = 4};
+    const auto log_p = [&]<class T>(T) {
+        nn::LongMem model(backbone, nn::side_network_from(backbone, 2, 1), 2, 1, LongMemBanks<T>(bank, 2));
+        const Passages passages(text, {.block = 10, .rows = 2});
+        nn::LongMemTrainer trainer(model, passages, {.steps = 5, .learning_rate = 1e-2});
+        const Folder folder;
+        trainer.step(), trainer.save(folder.path() + "/run"), trainer.step();
+        trainer.resume(folder.path() + "/run");
+        CHECK(trainer.done() == 1);
+        CHECK(trainer.run([](std::int64_t, std::int64_t, double) { return true; }));
+        nn::LongMem reader(backbone, model.side(), 2, 1, LongMemBanks<T>(bank, 1));
+        return nn::read_text(reader, text, {.segment = 10}).log_p();
+    };
+    const double exact = log_p(float{});
+    CHECK(log_p(half{}) == Approx(exact).epsilon(1e-3));
+    CHECK(log_p(bfloat16{}) == Approx(exact).epsilon(1e-2));
+}
+
+TEST_CASE("a quiet side network begins as its backbone, and its queries are the backbone's") {
+    const auto text = random_text(30);
+    const nn::HuggingFaceLm backbone = nn::random_backbone(published(), 0.4, 11);
+    const nn::SideNetwork side = nn::side_network_from(backbone, 2, 2, nn::SideStart::quiet);
+    const at::NoGradGuard no_grad;
+    const at::Tensor tokens = at::arange(3, 13).view({1, 10});
+    const auto states = backbone->states(
+        tokens, {{nn::Tap::hidden, 0}, {nn::Tap::hidden, 2}, {nn::Tap::prehead, 0}, {nn::Tap::query, 2}});
+    at::Tensor queries;
+    const auto read = [&] {
+        return side->forward({states[0], states[1], states[2]}, {}, [&](const at::Tensor& q) {
+            queries = q.clone();
+            return nn::SharedReading();
+        });
+    };
+    read();
+    CHECK(at::allclose(queries, states[3].reshape(queries.sizes()), 1e-3, 1e-3)); // the norms' epsilons differ
+    for (const auto& [name, weight] : side->weights())
+        if (name == "layers.1.self_attn.out_proj.weight") weight.zero_();
+    CHECK(at::allclose(read(), states[2], 1e-3, 1e-3)); // a fresh backbone's final norm weighs all alike
 }
 
 TEST_CASE("gradients through the memory layer are those of finite differences") {

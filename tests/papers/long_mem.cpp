@@ -2,6 +2,7 @@
 #include <catch.hpp>
 #include <mnemo/papers/long_mem.hpp>
 #include <mnemo/papers/long_mem_tasks.hpp>
+#include <mnemo/retrieve/in_parts.hpp>
 
 using namespace mnemo;
 
@@ -61,6 +62,34 @@ TEST_CASE("documents end where they end, and padding is not remembered") {
     CHECK(found[1].rows == 2);
     CHECK_THROWS_AS(banks.recall(segment(1, 0, 3, 2)), Error);
     CHECK_THROWS_AS(LongMemBanks({.chunk = 4, .k = 6}, 1), Error);
+}
+
+TEST_CASE("banks of other elements and retrievers find the same chunks") {
+    const LongMemOptions options{.heads = 2, .head_dim = 4, .memory_tokens = 64, .chunk = 2, .k = 8};
+    Matrix keys(40, 8), queries(6, 8); // small whole numbers: the same in every type
+    for (index_t i = 0; i < keys.rows; ++i)
+        for (index_t j = 0; j < 8; ++j)
+            keys[i][static_cast<std::size_t>(j)] = static_cast<float>((7 * i * i + 3 * i * j + j) % 17 - 8);
+    for (index_t i = 0; i < queries.rows; ++i)
+        for (index_t j = 0; j < 8; ++j)
+            queries[i][static_cast<std::size_t>(j)] = static_cast<float>((5 * i + 3 * j * j) % 13 - 6);
+    LongMemBanks banks(options, 2);
+    LongMemBanks<bfloat16> short_numbers(options, 2);
+    using Parts = PerHead<InParts<Exact<InnerProduct>>, Threads>;
+    const Parts in_parts{{{.k = 4}, 4, 64}, Threads{2}};
+    LongMemBanks<float, Parts> other(options, 2, in_parts);
+    const auto ids = [&](auto& of) {
+        of.remember(keys, keys);
+        std::vector<index_t> out;
+        for (const auto& found : of.recall(queries))
+            for (const Hits& hits : found.hits.heads)
+                for (index_t i = 0; i < hits.rows(); ++i) out.insert(out.end(), hits.ids(i).begin(), hits.ids(i).end());
+        return out;
+    };
+    const auto expected = ids(banks);
+    CHECK(expected.size() == 6 * 2 * 4);
+    CHECK(ids(short_numbers) == expected);
+    CHECK(ids(other) == expected);
 }
 
 TEST_CASE("texts and labels of the in-context tasks are the published ones") {

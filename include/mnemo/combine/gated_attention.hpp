@@ -42,8 +42,8 @@ struct HeadGradients {
 
 /// Attention over the tokens of the recalled chunks, mixed with local attention by a gate a head:
 /// (1 - gate) * local + gate * softmax(scale * q k) v. Queries that recalled nothing keep local attention alone.
-/// Chunks are read by id where the ring has them; backward computes the probabilities anew. The queries are those that
-/// searched: neither scaled nor given a position.
+/// Chunks are read by id where the ring has them. The queries are those that searched: neither scaled nor given a
+/// position.
 template <Executor X = Serial> struct GatedAttention {
     float scale = 0; // of the logits; 0: head_dim^-1/2
     /// Queries that recalled fewer chunks attend so many in all, keys and values of the missing ones being zero: the
@@ -51,8 +51,12 @@ template <Executor X = Serial> struct GatedAttention {
     index_t filled_to = 0;
     [[no_unique_address]] X executor{};
 
-    template <ChunkStore S> void combine(HeadOutputs& base, const Reading<Rows, HeadHits, S>& reading) const {
+    /// With `keep` [probabilities(reading)] the probabilities are left there for backward, which else computes them
+    /// again.
+    template <ChunkStore S>
+    void combine(HeadOutputs& base, const Reading<Rows, HeadHits, S>& reading, std::span<float> keep = {}) const {
         const S& ring = reading.store;
+        const Kept kept(keep, reading);
         check(base.rows, base.gates.size(), reading);
         constexpr index_t block = 64; // queries of a task
         const index_t n = reading.queries.rows, blocks = (n + block - 1) / block;
@@ -65,16 +69,25 @@ template <Executor X = Serial> struct GatedAttention {
                 const auto out = part(base.rows, i, head, ring.head_dim());
                 for (float& x : out) x *= 1 - gate;
                 buffers.scaled(part(reading.queries, i, head, ring.head_dim()), scale_for(ring));
-                buffers.rows.forward(buffers.query, gate, out, buffers.p);
+                const auto p = kept.of(head, i, buffers.p);
+                buffers.weights.resize(p.size());
+                buffers.rows.forward(buffers.query, gate, out, p, buffers.weights);
             }
         });
     }
 
-    /// `local` [queries, heads * head_dim] is what local attention gave, `grad_out` the gradient of the result.
+    /// Numbers that `combine` leaves for backward.
+    template <ChunkStore S> static std::size_t probabilities(const Reading<Rows, HeadHits, S>& reading) {
+        return static_cast<std::size_t>(reading.store.heads() * reading.queries.rows * Kept::width_of(reading));
+    }
+
+    /// `local` [queries, heads * head_dim] is what local attention gave, `grad_out` the gradient of the result, `keep`
+    /// what combine left, or empty.
     template <ChunkStore S>
     void backward(Rows local, std::span<const float> gates, Rows grad_out, const Reading<Rows, HeadHits, S>& reading,
-                  HeadGradients grads) const {
+                  HeadGradients grads, std::span<float> keep = {}) const {
         const S& ring = reading.store;
+        const Kept kept(keep, reading);
         check(local, gates.size(), reading), check(grad_out, grads.gates.size(), reading);
         check(grads.queries, gates.size(), reading), check(grads.local, gates.size(), reading);
         const index_t d = ring.head_dim();
@@ -90,10 +103,14 @@ template <Executor X = Serial> struct GatedAttention {
                     std::copy(go.begin(), go.end(), to.begin()); // no gate
                     continue;
                 }
-                buffers.scaled(part(reading.queries, i, head, d), by);
+                const auto p = kept.of(head, i, buffers.p);
+                if (keep.empty()) {
+                    buffers.scaled(part(reading.queries, i, head, d), by);
+                    buffers.rows.soften(buffers.query, p);
+                }
                 std::fill(query_grad.begin(), query_grad.end(), 0.0f);
-                buffers.grads.resize(buffers.p.size());
-                gate_grad += buffers.rows.backward(buffers.query, gate, go, query_grad, buffers.p, buffers.grads);
+                buffers.weights.resize(p.size());
+                gate_grad += buffers.rows.backward(gate, go, query_grad, p, buffers.weights);
                 for (std::size_t j = 0; j < go.size(); ++j) {
                     gate_grad -= double{go[j]} * double{before[j]};
                     query[j] += by * query_grad[j];
@@ -105,12 +122,36 @@ template <Executor X = Serial> struct GatedAttention {
     }
 
   private:
+    // Probabilities of all queries: [heads, queries, width], or none.
+    struct Kept {
+        std::span<float> all;
+        index_t queries, width;
+
+        template <class S>
+        Kept(std::span<float> keep, const Reading<Rows, HeadHits, S>& reading)
+            : all(keep), queries(reading.queries.rows), width(keep.empty() ? 0 : width_of(reading)) {
+            if (!keep.empty())
+                expect_equal("GatedAttention: probabilities", keep.size(),
+                             static_cast<std::size_t>(reading.store.heads() * queries * width));
+        }
+        template <class S> static index_t width_of(const Reading<Rows, HeadHits, S>& reading) {
+            std::size_t most = 0;
+            for (const Hits& hits : reading.recall.heads)
+                for (index_t i = 0; i < hits.rows(); ++i) most = std::max(most, hits.ids(i).size());
+            return static_cast<index_t>(most) * reading.store.options().chunk;
+        }
+        // Those of a query, or a buffer of their number.
+        std::span<float> of(index_t head, index_t query, std::vector<float>& buffer) const {
+            if (all.empty()) return buffer;
+            return all.subspan(static_cast<std::size_t>((head * queries + query) * width), buffer.size());
+        }
+    };
     // One task's: the token rows that a query sees, and room for its numbers.
     template <class T> struct Buffers {
         AttendRows<T> rows;
         index_t chunk;
         std::vector<index_t> ids;
-        std::vector<float> query, p, grads;
+        std::vector<float> query, p, weights;
 
         Buffers(const auto& ring, index_t head)
             : rows{ring.keys(head), ring.values(head), {}, {}, 0}, chunk(ring.options().chunk) {}

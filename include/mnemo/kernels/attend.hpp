@@ -13,41 +13,15 @@
 namespace mnemo {
 
 /// Softmax attention of single queries over rows that are named by ids and read where they lie, in float, half or
-/// bfloat16. Forward keeps nothing for backward: that computes the probabilities again, from the same rows.
+/// bfloat16. Backward needs the probabilities: as forward left them, or computed again from the same rows.
 template <class T> struct AttendRows {
     MatrixView<const T> keys, values; // [rows, d]
     std::span<const index_t> ids;     // the rows this query sees
     std::span<const float> bias = {}; // added to the logits; empty: none
     index_t zeros = 0;                // so many more keys and values that are all zero
 
-    /// probabilities [ids] <- softmax of the logits, out [d] += weight * (probabilities * values). Where there is
-    /// nothing to see, or every logit is -inf, out stays as it is.
-    void forward(std::span<const float> query, float weight, std::span<float> out,
-                 std::span<float> probabilities) const {
-        if (!soften(query, probabilities)) return;
-        for (float& p : probabilities) p *= weight;
-        add_weighted_rows(values, ids, probabilities, out);
-    }
-
-    /// grad_out [d] is that of the unweighted result. query_grad [d] += its share; returns grad_out * result, which is
-    /// the weight's gradient. `probabilities` and `grads` [ids] are overwritten: they hold the probabilities and the
-    /// gradients of the logits afterwards, for keys and values that have gradients themselves.
-    float backward(std::span<const float> query, float weight, std::span<const float> grad_out,
-                   std::span<float> query_grad, std::span<float> probabilities, std::span<float> grads) const {
-        if (!soften(query, probabilities)) {
-            std::fill(grads.begin(), grads.end(), 0.0f);
-            return 0;
-        }
-        score_ids<InnerProduct>(grad_out, values, ids, grads);
-        double mean = 0; // zero values add nothing to it
-        for (std::size_t j = 0; j < grads.size(); ++j) mean += double{probabilities[j]} * double{grads[j]};
-        for (std::size_t j = 0; j < grads.size(); ++j)
-            grads[j] = weight * probabilities[j] * (grads[j] - static_cast<float>(mean));
-        add_weighted_rows(keys, ids, std::span<const float>(grads), query_grad);
-        return static_cast<float>(mean);
-    }
-
-  private:
+    /// p [ids] <- softmax of the logits; false, and zeros, where there is nothing to see or every logit is
+    /// -inf.
     bool soften(std::span<const float> query, std::span<float> p) const {
         assert(p.size() == ids.size() && (bias.empty() || bias.size() == ids.size()));
         score_ids<InnerProduct>(query, keys, ids, p);
@@ -63,6 +37,28 @@ template <class T> struct AttendRows {
         const auto scale = static_cast<float>(1 / sum);
         for (float& x : p) x *= scale;
         return true;
+    }
+
+    /// The same, and out [d] += weight * (probabilities * values); `weights` [ids] is overwritten.
+    void forward(std::span<const float> query, float weight, std::span<float> out, std::span<float> probabilities,
+                 std::span<float> weights) const {
+        if (!soften(query, probabilities)) return;
+        for (std::size_t j = 0; j < weights.size(); ++j) weights[j] = weight * probabilities[j];
+        add_weighted_rows(values, ids, std::span<const float>(weights), out);
+    }
+
+    /// From the probabilities. grad_out [d] is that of the unweighted result. query_grad [d] += its share; returns
+    /// grad_out * result, which is the weight's gradient. `grads` [ids] is overwritten: it holds the gradients of the
+    /// logits afterwards, for keys and values that have gradients themselves.
+    float backward(float weight, std::span<const float> grad_out, std::span<float> query_grad,
+                   std::span<const float> probabilities, std::span<float> grads) const {
+        score_ids<InnerProduct>(grad_out, values, ids, grads);
+        double mean = 0; // zero values add nothing to it
+        for (std::size_t j = 0; j < grads.size(); ++j) mean += double{probabilities[j]} * double{grads[j]};
+        for (std::size_t j = 0; j < grads.size(); ++j)
+            grads[j] = weight * probabilities[j] * (grads[j] - static_cast<float>(mean));
+        add_weighted_rows(keys, ids, std::span<const float>(grads), query_grad);
+        return static_cast<float>(mean);
     }
 };
 

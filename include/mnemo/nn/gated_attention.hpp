@@ -3,7 +3,6 @@
 
 #include <mnemo/combine/gated_attention.hpp>
 #include <mnemo/nn/tensor.hpp>
-#include <mnemo/store/chunk_ring.hpp>
 
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
@@ -11,74 +10,115 @@
 #include <ATen/core/ivalue.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
 #include <cmath>
+#include <span>
 #include <utility>
 #include <vector>
 
 namespace mnemo::nn {
 
-/// What a batch recalled from its banks. It borrows the rings: they must not be written to before the backward pass.
-struct MemoryReading : torch::CustomClassHolder {
+/// What a batch recalled from its banks, of whatever kind. It borrows the stores: they must not be written to before
+/// the backward pass.
+class MemoryReading : public torch::CustomClassHolder {
+  public:
     struct Part {
-        const ChunkRing<half>* ring;
         HeadHits hits;               // [rows]
         index_t first = 0, rows = 0; // of the batch's rows of queries
     };
     std::vector<Part> parts; // rows in no part recalled nothing
     index_t filled_to = 0;   // chunks; see GatedAttention
-    bool empty() const {
-        for (const Part& part : parts)
-            if (part.ring->chunks() > 0) return false;
-        return true;
-    }
+
+    /// Nothing is remembered.
+    virtual bool empty() const = 0;
+    /// GatedAttention over part `i`, whose rows are given; `keep` is room for its probabilities, resized to them, or
+    /// null.
+    virtual void combine(std::size_t i, HeadOutputs base, Rows queries, std::vector<float>* keep) const = 0;
+    virtual void backward(std::size_t i, Rows local, std::span<const float> gates, Rows grad_out, Rows queries,
+                          HeadGradients grads, std::vector<float>& kept) const = 0;
 };
 using SharedReading = c10::intrusive_ptr<MemoryReading>;
 
+/// The same over stores of type S.
+template <ChunkStore S> class ReadingOf final : public MemoryReading {
+  public:
+    /// Rows [first, first + rows) of the batch recalled `hits` from `store`.
+    void add(const S& store, HeadHits hits, index_t first, index_t rows) {
+        stores_.push_back(&store);
+        parts.push_back({std::move(hits), first, rows});
+    }
+    const S& store(std::size_t i) const { return *stores_[i]; }
+
+    bool empty() const override {
+        return std::all_of(stores_.begin(), stores_.end(), [](const S* s) { return s->chunks() == 0; });
+    }
+    void combine(std::size_t i, HeadOutputs base, Rows queries, std::vector<float>* keep) const override {
+        Arena scratch;
+        const Reading read{queries, parts[i].hits, *stores_[i], scratch};
+        if (keep != nullptr) keep->resize(GatedAttention<>::probabilities(read));
+        GatedAttention<>{.filled_to = filled_to}.combine(base, read,
+                                                         keep ? std::span<float>(*keep) : std::span<float>());
+    }
+    void backward(std::size_t i, Rows local, std::span<const float> gates, Rows grad_out, Rows queries,
+                  HeadGradients grads, std::vector<float>& kept) const override {
+        Arena scratch;
+        GatedAttention<>{.filled_to = filled_to}.backward(
+            local, gates, grad_out, Reading{queries, parts[i].hits, *stores_[i], scratch}, grads, kept);
+    }
+
+  private:
+    std::vector<const S*> stores_; // by part
+};
+
 namespace detail {
+
+// The reading and, by part, the probabilities that its forward pass left.
+struct ReadOnce : torch::CustomClassHolder {
+    SharedReading reading;
+    std::vector<std::vector<float>> probabilities;
+};
 
 struct GatedAttentionFunction : torch::autograd::Function<GatedAttentionFunction> {
     static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& local_in,
-                              const at::Tensor& queries_in, const at::Tensor& gate_logits, SharedReading reading) {
+                              const at::Tensor& queries_in, const at::Tensor& gate_logits, SharedReading reading,
+                              bool learns) {
         const at::Tensor local = local_in.contiguous(), queries = queries_in.contiguous();
         const at::Tensor gates = at::sigmoid(gate_logits).contiguous(), out = local.clone();
-        Arena scratch;
-        for (const auto& part : reading->parts) {
-            const Rows q = as_rows(queries).slice(part.first, part.rows);
-            HeadOutputs base{MutRows(out.data_ptr<float>() + part.first * out.size(1), part.rows, out.size(1)),
-                             span_of(gates)};
-            GatedAttention<>{.filled_to = reading->filled_to}.combine(base, Reading{q, part.hits, *part.ring, scratch});
-        }
+        const auto read = c10::make_intrusive<ReadOnce>();
+        read->reading = reading, read->probabilities.resize(reading->parts.size());
+        for (std::size_t i = 0; i < reading->parts.size(); ++i)
+            reading->combine(i, {rows_of(out, reading->parts[i]), span_of(gates)}, rows_of(queries, reading->parts[i]),
+                             learns ? &read->probabilities[i] : nullptr);
         context->save_for_backward({local, queries, gates});
-        context->saved_data["reading"] = c10::IValue::make_capsule(reading);
+        context->saved_data["read"] = c10::IValue::make_capsule(read);
         return out;
     }
     static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
                                                    torch::autograd::variable_list upstream) {
         const auto saved = context->get_saved_variables();
         const at::Tensor &local = saved[0], &queries = saved[1], &gates = saved[2];
-        const auto reading =
-            c10::static_intrusive_pointer_cast<MemoryReading>(context->saved_data["reading"].toCapsule());
+        const auto read = c10::static_intrusive_pointer_cast<ReadOnce>(context->saved_data["read"].toCapsule());
         const at::Tensor grad_out = upstream[0].to(at::kFloat).contiguous();
         const at::Tensor local_grad = grad_out.clone(), query_grad = at::zeros_like(queries);
         const at::Tensor gate_grad = at::zeros_like(gates);
-        Arena scratch;
-        for (const auto& part : reading->parts) {
-            const auto rows = [&](const at::Tensor& t) {
-                return MutRows(t.data_ptr<float>() + part.first * t.size(1), part.rows, t.size(1));
-            };
-            const Rows q = rows(queries);
-            GatedAttention<>{.filled_to = reading->filled_to}.backward(
-                rows(local), span_of(gates), rows(grad_out), Reading{q, part.hits, *part.ring, scratch},
-                {rows(query_grad),
-                 rows(local_grad),
-                 {gate_grad.data_ptr<float>(), static_cast<std::size_t>(gate_grad.numel())}});
+        for (std::size_t i = 0; i < read->reading->parts.size(); ++i) {
+            const MemoryReading::Part& part = read->reading->parts[i];
+            read->reading->backward(i, rows_of(local, part), span_of(gates), rows_of(grad_out, part),
+                                    rows_of(queries, part),
+                                    {rows_of(query_grad, part),
+                                     rows_of(local_grad, part),
+                                     {gate_grad.data_ptr<float>(), static_cast<std::size_t>(gate_grad.numel())}},
+                                    read->probabilities[i]);
         }
-        return {local_grad, query_grad, gate_grad * gates * (1 - gates), at::Tensor()};
+        return {local_grad, query_grad, gate_grad * gates * (1 - gates), at::Tensor(), at::Tensor()};
     }
 
   private:
     static std::span<const float> span_of(const at::Tensor& t) {
         return {t.data_ptr<float>(), static_cast<std::size_t>(t.numel())};
+    }
+    static MutRows rows_of(const at::Tensor& t, const MemoryReading::Part& part) {
+        return MutRows(t.data_ptr<float>() + part.first * t.size(1), part.rows, t.size(1));
     }
 };
 
@@ -101,7 +141,9 @@ inline at::Tensor gated_attention(const at::Tensor& local, const at::Tensor& que
                  " to ", part.first + part.rows);
         end = part.first + part.rows;
     }
-    return detail::GatedAttentionFunction::apply(local, queries, gate_logits, reading);
+    const bool learns =
+        at::GradMode::is_enabled() && (local.requires_grad() || queries.requires_grad() || gate_logits.requires_grad());
+    return detail::GatedAttentionFunction::apply(local, queries, gate_logits, reading, learns);
 }
 
 /// The same as a composition of tensor operations over gathered keys and values, for tests: retrieved_keys and

@@ -63,11 +63,23 @@ inline HuggingFaceLm random_backbone(const HuggingFaceOptions& options, double s
     });
 }
 
-/// The side network's start: layer i is the backbone's layer reduction * i + 1, gates are at one half. Of a backbone
-/// that is not the published kind the side network takes what it has a place for: no biases of attention, and of blocks
-/// in sequence the first norm.
+/// How a side network begins.
+enum class SideStart {
+    /// As published: layer i is the backbone's layer reduction * i + 1. What the layers add comes on top of what the
+    /// backbone added already, which much training has to undo. Retrieval layers of reduction * i + 1 are aligned.
+    published,
+    /// Layer i is the backbone's layer reduction * i, whose input it shares, the memory layer the retrieval layer; none
+    /// adds anything but that one, so that the model begins as its backbone and what is recalled. With a retrieval
+    /// layer of reduction * i the queries are the backbone's own: they find what it would have attended to.
+    quiet
+};
+
+/// The side network's start from the backbone's layers; gates are at one half. Of a backbone that is not the published
+/// kind the side network takes what it has a place for: no biases of attention, and of blocks in sequence the first
+/// norm.
 inline SideNetwork side_network_from(const HuggingFaceLm& backbone, std::int64_t reduction,
-                                     std::int64_t retrieval_layer, bool reference = false) {
+                                     std::int64_t retrieval_layer, SideStart start = SideStart::published,
+                                     bool reference = false) {
     const auto& o = backbone->options();
     if (reduction < 1 || o.layers % reduction != 0)
         fail("side network: expected a layer reduction that divides ", o.layers, " layers, got ", reduction);
@@ -78,6 +90,7 @@ inline SideNetwork side_network_from(const HuggingFaceLm& backbone, std::int64_t
         fail("side network: a ", o.model_type, " backbone has no weights for its layers; give them yourself");
     SideNetworkOptions side{.dim = o.dim, .ffn_dim = o.ffn_dim, .heads = o.heads, .layers = o.layers / reduction};
     side.memory_layer = retrieval_layer / reduction, side.reference = reference;
+    const bool quiet = start == SideStart::quiet;
     const auto find = [&](const std::string& wanted) {
         for (const auto& [name, tensor] : backbone->weights())
             if (name == wanted) return tensor.detach();
@@ -87,9 +100,19 @@ inline SideNetwork side_network_from(const HuggingFaceLm& backbone, std::int64_t
     return SideNetwork(side, [&](const std::string& name, at::IntArrayRef shape) {
         if (name.find("memory_bias") != std::string::npos) return at::zeros(shape);
         const std::string suffix = name.substr(name.rfind('.'));
-        if (name.rfind("layer_norm", 0) == 0) return find("final_norm" + suffix);
+        if (name.rfind("layer_norm", 0) == 0) {
+            if (!quiet) return find("final_norm" + suffix);
+            // What comes in is normed already and weighted: its mean and spread are kept, the weights not taken twice.
+            const at::Tensor weight = find("final_norm.weight"), bias = find("final_norm.bias");
+            const double mean = bias.mean().item<double>();
+            const double square = (weight * weight + bias * bias).mean().item<double>();
+            return at::full(shape, suffix == ".bias" ? mean : std::sqrt(square - mean * mean));
+        }
         const std::size_t end = name.find('.', 7);
-        const std::int64_t from = reduction * std::stoll(name.substr(7, end - 7)) + (reduction > 1 ? 1 : 0);
+        const std::int64_t layer = std::stoll(name.substr(7, end - 7));
+        const std::int64_t from = !quiet                       ? reduction * layer + (reduction > 1 ? 1 : 0)
+                                  : layer == side.memory_layer ? retrieval_layer
+                                                               : reduction * layer;
         const std::string part = name.substr(end + 1, name.rfind('.') - end - 1);
         const std::string own = part == "self_attn.q_proj"     ? "query"
                                 : part == "self_attn.k_proj"   ? "key"
@@ -98,17 +121,21 @@ inline SideNetwork side_network_from(const HuggingFaceLm& backbone, std::int64_t
                                 : part == "fc1"                ? "up"
                                 : part == "fc2"                ? "down"
                                                                : "norm1";
+        if (quiet && (own == "down" || (own == "out" && layer != side.memory_layer))) return at::zeros(shape);
         const at::Tensor weight = find(text("layers.", from, ".", own, suffix));
         return weight.defined() ? weight : at::zeros(shape);
     });
 }
 
 /// A frozen backbone, its side network and their banks. Backbones are models of HuggingFaceLm with as many key heads
-/// as query heads. The backbone's vocabulary product is not computed; its gradients neither.
-class LongMem {
+/// as query heads. The backbone's vocabulary product is not computed; its gradients neither. BanksT is a LongMemBanks
+/// of any element type and retriever.
+template <class BanksT = LongMemBanks<>> class LongMem {
   public:
+    using Banks = BanksT;
+
     LongMem(HuggingFaceLm backbone, SideNetwork side, std::int64_t reduction, std::int64_t retrieval_layer,
-            LongMemBanks banks)
+            BanksT banks)
         : backbone_(std::move(backbone)), side_(std::move(side)), banks_(std::move(banks)) {
         const auto& o = backbone_->options();
         const auto& s = side_->options();
@@ -166,10 +193,10 @@ class LongMem {
             states, mask,
             [&](const at::Tensor& queries) {
                 const at::Tensor rows = queries.contiguous();
-                const auto reading = c10::make_intrusive<MemoryReading>();
+                const auto reading = c10::make_intrusive<ReadingOf<typename BanksT::Ring>>();
                 reading->filled_to = banks_.filled_to();
                 for (auto& r : banks_.recall(as_rows(rows), own_documents))
-                    reading->parts.push_back({r.ring, std::move(r.hits), r.first, r.rows});
+                    reading->add(*r.ring, std::move(r.hits), r.first, r.rows);
                 last_ = reading;
                 return reading;
             },
@@ -189,7 +216,7 @@ class LongMem {
 
     const HuggingFaceLm& backbone() const { return backbone_; }
     const SideNetwork& side() const { return side_; }
-    LongMemBanks& banks() { return banks_; }
+    BanksT& banks() { return banks_; }
     const LongMemOptions& options() const { return banks_.options(); }
     /// What the last segment recalled; it may be null.
     const SharedReading& last_reading() const { return last_; }
@@ -199,7 +226,7 @@ class LongMem {
 
     HuggingFaceLm backbone_;
     SideNetwork side_;
-    LongMemBanks banks_;
+    BanksT banks_;
     std::vector<Tap> taps_;
     at::Tensor keys_, values_; // of the last segment, [batch * rows, dim]
     std::vector<std::uint8_t> real_;
@@ -216,8 +243,9 @@ struct LongMemReading {
 };
 /// Reads a text segment by segment through the memory, without gradients; `each(first, log_p)` gets the
 /// log-probabilities of tokens [first, first + log_p.size()). For texts that only fill the memory, too.
-inline Perplexity read_text(LongMem& model, std::span<const std::int32_t> text, const LongMemReading& options,
-                            auto&& each) {
+template <class BanksT>
+Perplexity read_text(LongMem<BanksT>& model, std::span<const std::int32_t> text, const LongMemReading& options,
+                     auto&& each) {
     if (options.segment < 1) fail("LongMem: expected a segment of at least 1 token, got ", options.segment);
     if (model.banks().batch() != 1) fail("LongMem: expected a batch of 1, got ", model.banks().batch());
     const at::NoGradGuard no_grad;
@@ -239,15 +267,16 @@ inline Perplexity read_text(LongMem& model, std::span<const std::int32_t> text, 
     }
     return sum;
 }
-inline Perplexity read_text(LongMem& model, std::span<const std::int32_t> text, const LongMemReading& options = {}) {
+template <class BanksT>
+Perplexity read_text(LongMem<BanksT>& model, std::span<const std::int32_t> text, const LongMemReading& options = {}) {
     return read_text(model, text, options, [](index_t, std::span<const float>) {});
 }
 
 /// Decodes token by token with memory: the same numbers as segment by segment. A segment is remembered when it is full.
 /// The model's banks are used; one decoder at a time.
-class LongMemDecoder {
+template <class BanksT = LongMemBanks<>> class LongMemDecoder {
   public:
-    explicit LongMemDecoder(LongMem& model, index_t segment = long_mem_knobs::segment)
+    explicit LongMemDecoder(LongMem<BanksT>& model, index_t segment = long_mem_knobs::segment)
         : model_(&model), segment_(segment) {
         if (segment < 1) fail("LongMem: expected a segment of at least 1 token, got ", segment);
         if (model.banks().batch() != 1) fail("LongMem: expected a batch of 1, got ", model.banks().batch());
@@ -269,9 +298,9 @@ class LongMemDecoder {
     }
 
   private:
-    LongMem* model_;
+    LongMem<BanksT>* model_;
     index_t segment_;
-    LongMem::Caches caches_;
+    typename LongMem<BanksT>::Caches caches_;
 };
 
 } // namespace mnemo::nn

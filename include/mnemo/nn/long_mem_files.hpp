@@ -103,7 +103,7 @@ inline SideNetwork load_side_network(const std::string& path, const LongMemShape
     });
 }
 /// What save_long_mem wrote, or a published checkpoint that was converted and whose shape is told; with empty banks.
-inline LongMem load_long_mem(const std::string& path, LongMemOptions bank, index_t batch, LongMemShape shape = {}) {
+inline LongMem<> load_long_mem(const std::string& path, LongMemOptions bank, index_t batch, LongMemShape shape = {}) {
     shape = long_mem_shape(path, shape);
     const HuggingFaceLm backbone = load_long_mem_backbone(path, shape.heads);
     bank.heads = shape.heads, bank.head_dim = backbone->options().head_dim;

@@ -31,9 +31,9 @@ struct LongMemTraining {
 /// Adapts the side network to a stream of text: segments in order, each row with its own history, memory written after
 /// each backward pass. The backbone stays bit for bit. A run that is saved and resumed, anywhere in the stream, goes on
 /// with its banks as one that was not interrupted. Model and passages must outlive the trainer.
-class LongMemTrainer {
+template <class BanksT = LongMemBanks<>> class LongMemTrainer {
   public:
-    LongMemTrainer(LongMem& model, const Passages& passages, LongMemTraining options, index_t worker = 0)
+    LongMemTrainer(LongMem<BanksT>& model, const Passages& passages, LongMemTraining options, index_t worker = 0)
         : model_(&model), passages_(&passages), options_(options), worker_(worker) {
         if (options.steps < 1) fail("LongMem training, steps: expected at least 1, got ", options.steps);
         if (passages.batches(worker) < 1) fail("LongMem training: expected a text of at least one batch");
@@ -133,9 +133,9 @@ class LongMemTrainer {
                          shape_text(file.at(name).shape));
                 copies.emplace_back(t, at::from_blob(values.data(), t.sizes(), at::kFloat).clone());
             }
-        std::vector<ChunkRing<half>> rings;
+        std::vector<typename BanksT::Ring> rings;
         for (std::size_t i = 0; i < model_->banks().rings().size(); ++i) {
-            rings.push_back(chunk_ring_in<half>(file, path, text("bank.", i, ".")));
+            rings.push_back(chunk_ring_in<typename BanksT::Element>(file, path, text("bank.", i, ".")));
             if (rings.back().options() != model_->banks().rings()[i].options())
                 fail(path, ": bank.", i, ": expected a bank of this run's sizes");
         }
@@ -190,7 +190,7 @@ class LongMemTrainer {
         return out;
     }
 
-    LongMem* model_;
+    LongMem<BanksT>* model_;
     const Passages* passages_;
     LongMemTraining options_;
     index_t worker_;

@@ -5,6 +5,7 @@
 #include <mnemo/retrieve/per_head.hpp>
 #include <mnemo/store/chunk_ring.hpp>
 
+#include <concepts>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -32,43 +33,52 @@ struct LongMemOptions {
     bool reference = false;
 };
 
-/// The banks of a batch: one for each of its rows, or one for all in the reference's way. Recall first, remember when
-/// the gradients are done: a token never sees its own segment, and what was recalled stays where it was.
-class LongMemBanks {
+/// The banks of a batch: one for each of its rows, or one for all in the reference's way. Keys and values are kept as T
+/// (float, half or bfloat16); RetrieverT finds chunks by their means for all heads: PerHead of any retriever. Recall
+/// first, remember when the gradients are done: a token never sees its own segment, and what was recalled stays where
+/// it was.
+template <KeyElement T = half, class RetrieverT = PerHead<Exact<InnerProduct>>> class LongMemBanks {
   public:
+    using Element = T;
+    using Ring = ChunkRing<T>;
     /// Queries [first, first + rows) recalled from `ring`.
     struct Recalled {
-        const ChunkRing<half>* ring;
+        const Ring* ring;
         HeadHits hits;
         index_t first, rows;
     };
 
-    LongMemBanks(LongMemOptions options, index_t batch) : options_(options), batch_(batch) {
+    /// Exact search for the k / chunk best.
+    LongMemBanks(LongMemOptions options, index_t batch)
+        requires std::same_as<RetrieverT, PerHead<Exact<InnerProduct>>>
+        : LongMemBanks(options, batch, {{.k = options.chunk > 0 ? options.k / options.chunk : 0}}) {}
+    /// A retriever that knows itself how many chunks it finds; k is what GatedAttention may expect.
+    LongMemBanks(LongMemOptions options, index_t batch, RetrieverT retriever)
+        : options_(options), batch_(batch), retriever_(std::move(retriever)) {
         if (options.k < 1 || options.chunk < 1 || options.k % options.chunk != 0)
             fail("LongMem: expected k to be a multiple of chunk, got ", options.k, " and ", options.chunk);
         if (batch < 1) fail("LongMem: expected at least 1 row in a batch, got ", batch);
         rings_.assign(static_cast<std::size_t>(options.reference ? 1 : batch),
-                      ChunkRing<half>({.heads = options.heads,
-                                       .head_dim = options.head_dim,
-                                       .chunk = options.chunk,
-                                       .memory_tokens = options.memory_tokens,
-                                       .reference = options.reference}));
+                      Ring({.heads = options.heads,
+                            .head_dim = options.head_dim,
+                            .chunk = options.chunk,
+                            .memory_tokens = options.memory_tokens,
+                            .reference = options.reference}));
     }
 
     const LongMemOptions& options() const { return options_; }
     index_t batch() const { return batch_; }
     /// For GatedAttention.
     index_t filled_to() const { return options_.reference ? options_.k / options_.chunk : 0; }
-    const std::vector<ChunkRing<half>>& rings() const { return rings_; }
-    std::vector<ChunkRing<half>>& rings() { return rings_; }
+    const std::vector<Ring>& rings() const { return rings_; }
+    std::vector<Ring>& rings() { return rings_; }
 
     /// What queries [batch * tokens, heads * head_dim], row after row, find. With `documents` (one a query) a query
     /// finds nothing in a bank of another document.
     std::vector<Recalled> recall(Rows queries, std::span<const index_t> documents = {}) const {
-        const PerHead<Exact<InnerProduct>> search{{.k = options_.k / options_.chunk}};
         std::vector<Recalled> out;
-        const auto add = [&](const ChunkRing<half>& ring, index_t first, index_t rows) {
-            out.push_back({&ring, search.retrieve(ring, queries.slice(first, rows)), first, rows});
+        const auto add = [&](const Ring& ring, index_t first, index_t rows) {
+            out.push_back({&ring, retriever_.retrieve(ring, queries.slice(first, rows)), first, rows});
         };
         if (options_.reference) {
             add(rings_.front(), 0, queries.rows);
@@ -133,7 +143,8 @@ class LongMemBanks {
 
     LongMemOptions options_;
     index_t batch_;
-    std::vector<ChunkRing<half>> rings_;
+    RetrieverT retriever_;
+    std::vector<Ring> rings_;
 };
 
 } // namespace mnemo

@@ -45,20 +45,22 @@ nn::HuggingFaceLm backbone_in(const Fixture& fixture) {
 }
 // ids [heads, rows * batch, chunks] of a shared bank, oldest chunk 0, -1 where there are too few; queries were batch
 // after batch.
+using HalfReading = nn::ReadingOf<ChunkRing<half>>;
 std::vector<index_t> ids_of(const nn::MemoryReading& reading, index_t batch, index_t chunks) {
     std::vector<index_t> out;
-    const auto& [ring, hits, first, rows] = reading.parts.front();
-    for (index_t h = 0; h < ring->heads(); ++h)
+    const auto& ring = dynamic_cast<const HalfReading&>(reading).store(0);
+    const auto& [hits, first, rows] = reading.parts.front();
+    for (index_t h = 0; h < ring.heads(); ++h)
         for (index_t t = 0; t < rows / batch; ++t)
             for (index_t b = 0; b < batch; ++b)
                 for (index_t i = 0; i < chunks; ++i) {
                     const auto found = hits[h].ids(b * (rows / batch) + t);
-                    out.push_back(i < static_cast<index_t>(found.size()) ? ring->age(found[static_cast<std::size_t>(i)])
+                    out.push_back(i < static_cast<index_t>(found.size()) ? ring.age(found[static_cast<std::size_t>(i)])
                                                                          : -1);
                 }
     return out;
 }
-LongMemBanks banks_in(const Fixture& fixture, index_t batch) {
+LongMemBanks<> banks_in(const Fixture& fixture, index_t batch) {
     return LongMemBanks({.heads = fixture.integer("num_heads"),
                          .head_dim = fixture.integer("embed_dim") / fixture.integer("num_heads"),
                          .memory_tokens = fixture.integer("memory_size"),
@@ -67,7 +69,7 @@ LongMemBanks banks_in(const Fixture& fixture, index_t batch) {
                          .reference = true},
                         batch);
 }
-nn::LongMem model_in(const Fixture& fixture, index_t batch) {
+nn::LongMem<> model_in(const Fixture& fixture, index_t batch) {
     const nn::HuggingFaceLm backbone = backbone_in(fixture);
     const auto& o = backbone->options();
     nn::SideNetworkOptions side{.dim = o.dim, .ffn_dim = o.ffn_dim, .heads = o.heads};
@@ -133,7 +135,7 @@ GOLDEN("longmem.joint_attention") {
     nn::SharedReading reading;
     if (fixture.integer("memory") != 0) {
         const index_t k = fixture.integer("num_retrieved");
-        reading = c10::make_intrusive<nn::MemoryReading>();
+        auto given = c10::make_intrusive<HalfReading>();
         rings.reserve(static_cast<std::size_t>(batch));
         for (index_t b = 0; b < batch; ++b) {
             const auto tokens = [&](const char* name) { // [rows * k, dim]
@@ -149,8 +151,9 @@ GOLDEN("longmem.joint_attention") {
             hits.heads.resize(static_cast<std::size_t>(heads));
             for (Hits& head : hits.heads)
                 for (index_t t = 0; t < rows; ++t) head.push(t, 0), head.end_row();
-            reading->parts.push_back({&rings.back(), std::move(hits), b * rows, rows});
+            given->add(rings.back(), std::move(hits), b * rows, rows);
         }
+        reading = std::move(given);
     }
     const at::Tensor x = tensor_in(fixture, "in.x").requires_grad_(true);
     const at::Tensor out = net->attend(0, turned(x), bias, bias, [&](const at::Tensor&) { return reading; });
@@ -175,16 +178,16 @@ GOLDEN("longmem.sidenet_layer") {
     }
     nn::SharedReading reading;
     nn::SideNetworkImpl::Recall recall;
-    std::vector<LongMemBanks> banks;
+    std::vector<LongMemBanks<>> banks;
     if (fixture.integer("memory") != 0) {
         banks.push_back(banks_in(fixture, batch));
         if (fixture.has("in.mem.k")) banks.front().remember(fixture.matrix("in.mem.k"), fixture.matrix("in.mem.v"));
         recall = [&](const at::Tensor& queries) {
-            reading = c10::make_intrusive<nn::MemoryReading>();
-            reading->filled_to = banks.front().filled_to();
+            auto found = c10::make_intrusive<HalfReading>();
+            found->filled_to = banks.front().filled_to();
             for (auto& r : banks.front().recall(nn::as_rows(queries)))
-                reading->parts.push_back({r.ring, std::move(r.hits), r.first, r.rows});
-            return reading;
+                found->add(*r.ring, std::move(r.hits), r.first, r.rows);
+            return reading = std::move(found);
         };
     }
     const at::Tensor x = tensor_in(fixture, "in.x").requires_grad_(true);
@@ -327,8 +330,9 @@ GOLDEN("longmem.frozen") {
 
     // The start: copied from the backbone, unless it was drawn.
     const auto start = nlohmann::json::parse(fixture.text("init_from"));
-    const nn::SideNetwork copied = nn::side_network_from(model.backbone(), fixture.integer("layer_reduction_factor"),
-                                                         fixture.integer("retrieval_layer_index"), true);
+    const nn::SideNetwork copied =
+        nn::side_network_from(model.backbone(), fixture.integer("layer_reduction_factor"),
+                              fixture.integer("retrieval_layer_index"), nn::SideStart::published, true);
     for (const auto& [name, weight] : copied->weights()) {
         const at::Tensor expected = tensor_in(fixture, "w.side." + name);
         const std::string from = start.at(name);
