@@ -55,6 +55,12 @@ inline std::pair<std::string, std::string_view> in_context_example(const InConte
     while (!example.empty() && example.back() == ' ') example.remove_suffix(1);
     return {std::string(example), task.labels[label]};
 }
+/// A text and its label in words.
+struct InContextExample {
+    std::string text;
+    std::string_view label; // one of the task's
+};
+
 /// The form with text and label filled in.
 inline std::string demonstration(const InContextTask& task, std::string_view text, std::string_view label) {
     const std::size_t first = task.form.find("{}"), second = task.form.find("{}", first + 2);
