@@ -9,7 +9,8 @@ are medians over the repetitions, in items per second of wall time. The script i
 --case, and prints one JSON object a line: case, items_per_s. --python names the interpreter that runs it.
 
 With --each every case gets processes of its own, program and script in turn: what the machine does beside changes less
-between the two, and peak memory above the start is compared, too (peak_rss_mb and rss_before_mb of both).
+between the two, and peak memory above the start is compared, too (peak_rss_mb and rss_before_mb of both). With
+--processor-time, for one thread, rates are per second of processor time: what other programs take does not count.
 """
 import argparse
 import json
@@ -77,12 +78,15 @@ def each(wanted, environment):
         out = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE).stdout
         runs = [r for r in json.loads(out)["benchmarks"] if r.get("run_type") == "iteration"]
         name = runs[0].get("label") or runs[0]["name"]
-        rate, memory = statistics.median(r["items_per_second"] for r in runs), extra(runs[0])
+        rates = [r["items_per_second"] for r in runs]
+        if wanted.processor_time and runs[0]["name"].split("/repeats")[0].endswith("/real_time"):
+            rates = [rate * r["real_time"] / r["cpu_time"] for rate, r in zip(rates, runs)]
+        rate, memory = statistics.median(rates), extra(runs[0])
         case = name.split(".", 1)[-1]
         if wanted.cases and case not in wanted.cases.split(","):
             continue
         command = [wanted.python, wanted.reference, "--threads", str(wanted.threads), "--repeat", str(wanted.repeat),
-                   "--case", case]
+                   "--case", case] + ["--processor-time"] * wanted.processor_time
         out = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
         found = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
         found = [record for record in found if record.get("case") == name and "items_per_s" in record]
@@ -114,6 +118,7 @@ def main():
     options.add_argument("--repeat", type=int, default=5)
     options.add_argument("--python", default=sys.executable)
     options.add_argument("--each", action="store_true", help="a case at a time, with peak memory")
+    options.add_argument("--processor-time", action="store_true", help="with --each: instead of wall time")
     options.add_argument("--json", help="writes every number to this file")
     wanted = options.parse_args()
 
