@@ -122,7 +122,7 @@ struct LocalAttentionFunction : torch::autograd::Function<LocalAttentionFunction
             };
             at::Tensor logits = at::baddbmm(own(bias.columns).expand({block.heads, block.rows, block.columns}),
                                             block.rows_of(q), block.columns_of(k).transpose(1, 2), 1, scale);
-            logits += own(bias.mask);
+            if (bias.mask.numel() > 0) logits += own(bias.mask);
             if (bias.causal)
                 logits.narrow(2, block.row, block.rows)
                     .masked_fill_(later(block.rows, block.rows), std::numeric_limits<float>::lowest());
@@ -137,7 +137,8 @@ struct LocalAttentionFunction : torch::autograd::Function<LocalAttentionFunction
 /// does not grow with heads * rows * rows, forward or backward.
 inline at::Tensor local_attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const LocalBias& bias,
                                   std::int64_t heads, double scale) {
-    const at::Tensor mask = bias.mask.defined() ? bias.mask : at::zeros({1, 1, 1, 1}, q.options().requires_grad(false));
+    // LibTorch 1.13 takes no undefined argument: an empty mask is none.
+    const at::Tensor mask = bias.mask.defined() ? bias.mask : at::empty({0}, q.options().requires_grad(false));
     return detail::LocalAttentionFunction::apply(q.contiguous(), k.contiguous(), v.contiguous(), bias.columns, mask,
                                                  bias.causal, heads, scale);
 }
