@@ -1,25 +1,12 @@
 // SPDX-License-Identifier: MIT
 // Processes on the loopback: ranks gather what the others hold, their losses are those of one process that knows
 // everything, and one that dies gives the others an error.
-#include <mnemo/dist/ranks.hpp>
-
-#include <chrono>
-#include <cstdio>
-#include <cstdlib>
-#include <netinet/in.h>
-#include <sys/socket.h>
-#include <sys/wait.h>
-#include <thread>
-#include <unistd.h>
+#include "processes.hpp"
 
 using namespace mnemo;
 using namespace mnemo::nn;
 
 namespace {
-
-void require(bool holds, const char* what) {
-    if (!holds) fail("expected ", what);
-}
 
 // Rank r's batch: any rank can make it, so that each knows what to expect. Ranks differ in length; rank 2 is empty.
 TrimeBatch batch_of(int rank) {
@@ -59,6 +46,21 @@ void work(const RanksOptions& options) {
             same(trime_long_loss(batch, output, {}, entries, group), trime_long_loss(batch, output, {}, known, group));
         same(trime_ext_loss(batch, output, {}, true, entries), trime_ext_loss(batch, output, {}, true, known));
     }
+    // Rows of another number for each pair, some of them none, and more than a message of the store holds.
+    const auto rows_for = [&](int from, int to) { return std::int64_t{(3 * from + 5 * to) % 4}; };
+    std::vector<std::int64_t> to, from;
+    std::vector<at::Tensor> sent, expected;
+    for (int r = 0; r < options.world; ++r) {
+        to.push_back(rows_for(options.rank, r)), from.push_back(rows_for(r, options.rank));
+        sent.push_back(at::full({to.back(), 3}, 100 * options.rank + r, at::kInt));
+        expected.push_back(at::full({from.back(), 3}, 100 * r + options.rank, at::kInt));
+    }
+    require(at::equal(ranks.all_to_all(at::cat(sent), to, from), at::cat(expected)), "what each rank had for this one");
+    const std::vector<std::int64_t> large(static_cast<std::size_t>(options.world), 3 << 20);
+    const auto numbers = [&](int r) { return at::arange(3 << 20, at::kInt) + r; };
+    const auto gathered = ranks.gather(numbers(options.rank), large);
+    for (int r = 0; r < options.world; ++r)
+        require(at::equal(gathered[static_cast<std::size_t>(r)], numbers(r)), "12 MiB of every rank");
     const at::Tensor sum = ranks.sum(at::full({2, 2}, options.rank + 1.0));
     require(sum.sum().item<double>() == 2.0 * options.world * (options.world + 1), "the sum over ranks");
 }
@@ -78,63 +80,6 @@ void work_until_death(const RanksOptions& options) {
         std::_Exit(0); // the group is of no use: nothing is shut down in order
     }
     fail("expected an error when a rank is gone");
-}
-
-int free_port() {
-    const int s = ::socket(AF_INET, SOCK_STREAM, 0);
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t size = sizeof address;
-    const bool bound = s >= 0 && ::bind(s, reinterpret_cast<sockaddr*>(&address), size) == 0 &&
-                       ::getsockname(s, reinterpret_cast<sockaddr*>(&address), &size) == 0;
-    ::close(s);
-    if (!bound) fail("expected a free port on the loopback");
-    return ntohs(address.sin_port);
-}
-
-// Starts `world` processes as torchrun would, by their environment; true if all end well within a minute.
-bool start(const char* what, int world, bool through_store, void (*child_work)(const RanksOptions&)) {
-    const std::string port = std::to_string(free_port());
-    std::vector<pid_t> children;
-    std::fflush(nullptr);
-    for (int rank = 0; rank < world; ++rank) {
-        const pid_t child = ::fork();
-        if (child == 0) {
-            try {
-                ::setenv("RANK", std::to_string(rank).c_str(), 1);
-                ::setenv("WORLD_SIZE", std::to_string(world).c_str(), 1);
-                ::setenv("MASTER_ADDR", "127.0.0.1", 1);
-                ::setenv("MASTER_PORT", port.c_str(), 1);
-                RanksOptions options = RanksOptions::from_environment();
-                options.timeout = std::chrono::seconds(10);
-                options.through_store = through_store;
-                child_work(options);
-                std::fflush(nullptr);
-                std::_Exit(0);
-            } catch (const std::exception& e) {
-                std::fprintf(stderr, "%s, rank %d of %d: %s\n", what, rank, world, e.what());
-                std::_Exit(1);
-            }
-        }
-        children.push_back(child);
-    }
-    bool passed = true;
-    const auto end = std::chrono::steady_clock::now() + std::chrono::minutes(1);
-    for (const pid_t child : children) {
-        int status = 0;
-        while (::waitpid(child, &status, WNOHANG) == 0) {
-            if (std::chrono::steady_clock::now() > end) {
-                std::fprintf(stderr, "%s: a rank of %d hangs\n", what, world);
-                ::kill(child, SIGKILL);
-            }
-            std::this_thread::sleep_for(std::chrono::milliseconds(10));
-        }
-        passed = passed && WIFEXITED(status) && WEXITSTATUS(status) == 0;
-    }
-    std::printf("%-7s %s, %d processes, %s\n", passed ? "ok" : "FAILED", what, world,
-                through_store ? "through the store" : "over Gloo");
-    return passed;
 }
 
 bool refuses(const char* name, const char* value) {
@@ -167,9 +112,11 @@ int main() {
     bool passed = true;
     for (const bool through_store : {true, false}) {
         if (!through_store && !Ranks::has_gloo) continue; // no headers of Gloo
-        for (const int world : {1, 2, 3, 4}) passed = start("gathering", world, through_store, work) && passed;
+        for (const int world : {1, 2, 3, 4})
+            passed = start("gathering", {.world = world, .through_store = through_store}, work) && passed;
         for (const int world : {2, 3})
-            passed = start("a rank that dies", world, through_store, work_until_death) && passed;
+            passed =
+                start("a rank that dies", {.world = world, .through_store = through_store}, work_until_death) && passed;
     }
     passed = refuses("RANK", "2") && refuses("WORLD_SIZE", "many") && refuses("MASTER_PORT", "70000") && passed;
     return passed ? 0 : 1;

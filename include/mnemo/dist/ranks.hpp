@@ -25,6 +25,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <numeric>
 #include <string>
 #include <string_view>
 
@@ -64,11 +65,78 @@ struct RanksOptions {
     }
 };
 
-/// The processes of a job, which gather rows from one another through LibTorch's c10d: over Gloo where its headers are
-/// there (Ranks::has_gloo), else through the store that the processes meet at, which any LibTorch has and which is
-/// slower. A host with a process group of its own (NCCL, MPI) hands it over. Calls are made by all ranks in the same
-/// order. A rank that is gone gives the others an Error: at once where the connection breaks, after `timeout` at the
-/// latest; the group is of no use then.
+/// The store at which processes meet. Rank 0 runs it, unless it runs elsewhere; with `all` it waits for everybody.
+inline c10::intrusive_ptr<c10d::Store> meet(const RanksOptions& o, bool all = true) {
+    c10d::TCPStoreOptions meeting;
+    meeting.port = static_cast<std::uint16_t>(o.port);
+    meeting.isServer = o.rank == 0 && !o.store_runs_elsewhere;
+    if (all) meeting.numWorkers = static_cast<std::size_t>(o.world);
+    meeting.waitWorkers = all && !o.store_runs_elsewhere;
+    meeting.timeout = o.timeout;
+    return c10::make_intrusive<c10d::TCPStore>(o.address, meeting);
+}
+
+namespace detail {
+// Without the stack that LibTorch appends.
+inline std::string first_line(const std::exception& e) {
+    const std::string_view what(e.what());
+    return std::string(what.substr(0, std::min<std::size_t>(what.find('\n'), 300)));
+}
+// A message under a name of the store; returns the names it takes. Values above 8 MiB are refused by some versions:
+// pieces, of which the first says how many there are.
+inline std::vector<std::string> put_message(c10d::Store& store, const std::string& name, const std::uint8_t* data,
+                                            std::size_t size) {
+    constexpr std::size_t piece = std::size_t{4} << 20;
+    const std::size_t pieces = std::max<std::size_t>((size + piece - 1) / piece, 1);
+    std::vector<std::string> names;
+    for (std::size_t i = 0; i < pieces; ++i) {
+        std::vector<std::uint8_t> bytes;
+        bytes.reserve(std::min(size, piece) + 4);
+        if (i == 0)
+            for (int b = 0; b < 4; ++b) bytes.push_back(static_cast<std::uint8_t>(pieces >> (8 * b)));
+        const std::size_t first = i * piece, last = std::min(size, first + piece);
+        if (last > first) bytes.insert(bytes.end(), data + first, data + last);
+        names.push_back(name + "/" + std::to_string(i));
+        store.set(names.back(), bytes);
+    }
+    return names;
+}
+inline std::vector<std::uint8_t> take_message(c10d::Store& store, const std::string& name, bool remove = false) {
+    std::vector<std::uint8_t> bytes = store.get(name + "/0");
+    if (bytes.size() < 4) fail("the store: expected a message of at least 4 bytes, got ", bytes.size());
+    std::size_t pieces = 0;
+    for (std::size_t b = 0; b < 4; ++b) pieces |= static_cast<std::size_t>(bytes[b]) << (8 * b);
+    bytes.erase(bytes.begin(), bytes.begin() + 4);
+    for (std::size_t i = 1; i < pieces; ++i) {
+        const auto more = store.get(name + "/" + std::to_string(i));
+        bytes.insert(bytes.end(), more.begin(), more.end());
+    }
+    for (std::size_t i = pieces; remove && i-- > 0;) store.deleteKey(name + "/" + std::to_string(i)); // the first last
+    return bytes;
+}
+} // namespace detail
+
+#if MNEMO_GLOO
+/// A group over Gloo. Others reach this process at the loopback's address where the store is there, else at what its
+/// host name stands for (or that of GLOO_SOCKET_IFNAME, the name of an interface).
+inline c10::intrusive_ptr<c10d::ProcessGroupGloo> gloo_group(const c10::intrusive_ptr<c10d::Store>& store, int rank,
+                                                             int world, const RanksOptions& o) {
+    auto gloo = c10d::ProcessGroupGloo::Options::create(o.timeout);
+    const char* interface = std::getenv("GLOO_SOCKET_IFNAME");
+    gloo->devices.push_back(interface != nullptr && *interface != 0
+                                ? c10d::ProcessGroupGloo::createDeviceForInterface(interface)
+                            : o.address == "127.0.0.1" || o.address == "localhost"
+                                ? c10d::ProcessGroupGloo::createDeviceForHostname("127.0.0.1")
+                                : c10d::ProcessGroupGloo::createDefaultDevice());
+    return c10::make_intrusive<c10d::ProcessGroupGloo>(store, rank, world, gloo);
+}
+#endif
+
+/// The processes of a job, which gather and exchange rows with one another through LibTorch's c10d: over Gloo where its
+/// headers are there (Ranks::has_gloo), else through the store that the processes meet at, which any LibTorch has and
+/// which is slower. A host with a process group of its own (NCCL, MPI) hands it over. Calls are made by all ranks in
+/// the same order. A rank that is gone gives the others an Error: at once where the connection breaks, after `timeout`
+/// at the latest; the group is of no use then.
 class Ranks {
   public:
     static constexpr bool has_gloo = MNEMO_GLOO != 0;
@@ -79,26 +147,14 @@ class Ranks {
             fail("ranks: expected a rank below ", o.world, ", got ", o.rank);
         if (o.world == 1) return;
         guarded("meeting", [&] {
-            c10d::TCPStoreOptions meeting;
-            meeting.port = static_cast<std::uint16_t>(o.port);
-            meeting.isServer = o.rank == 0 && !o.store_runs_elsewhere;
-            meeting.numWorkers = static_cast<std::size_t>(o.world);
-            meeting.waitWorkers = !o.store_runs_elsewhere;
-            meeting.timeout = o.timeout;
-            store_ = c10::make_intrusive<c10d::TCPStore>(o.address, meeting);
+            store_ = meet(o);
 #if MNEMO_GLOO
-            if (o.through_store) return;
-            auto gloo = c10d::ProcessGroupGloo::Options::create(o.timeout);
-            // The address at which others reach this process: that of the loopback, or what its host name stands for.
-            gloo->devices.push_back(o.address == "127.0.0.1" || o.address == "localhost"
-                                        ? c10d::ProcessGroupGloo::createDeviceForHostname("127.0.0.1")
-                                        : c10d::ProcessGroupGloo::createDefaultDevice());
-            use(c10::make_intrusive<c10d::ProcessGroupGloo>(store_, o.rank, o.world, gloo));
+            if (!o.through_store) use(gloo_group(store_, o.rank, o.world, o));
 #endif
         });
     }
-    /// A group that the host has made: a c10d::ProcessGroup or Backend with allgather. Rows must lie where it wants
-    /// them.
+    /// A group that the host has made: a c10d::ProcessGroup or Backend with allgather, and alltoall_base where rows are
+    /// exchanged. Rows must lie where it wants them.
     template <class Group>
     Ranks(c10::intrusive_ptr<Group> group, int rank, int world) : options_{.rank = rank, .world = world} {
         use(std::move(group));
@@ -121,6 +177,8 @@ class Ranks {
 
     int rank() const { return options_.rank; }
     int size() const { return options_.world; }
+    /// After which a rank that does not answer is an Error.
+    std::chrono::milliseconds timeout() const { return options_.timeout; }
 
     /// rows [n, ...] of every rank, in the order of ranks; n may differ and be 0, type and width may not. The results
     /// carry no gradients.
@@ -129,6 +187,40 @@ class Ranks {
         if (size() == 1) return {own};
         std::vector<at::Tensor> out;
         guarded("gathering", [&] { out = all_gather_ ? by_group(own) : by_store(own); });
+        return out;
+    }
+    /// The same where every rank knows how many rows the others have, `counts` [size()]: one round instead of two.
+    std::vector<at::Tensor> gather(const at::Tensor& rows, const std::vector<std::int64_t>& counts) {
+        const at::Tensor own = rows.detach().contiguous();
+        check_counts("gathering", counts, own.size(0), counts.at(static_cast<std::size_t>(rank())));
+        if (size() == 1) return {own};
+        std::vector<at::Tensor> out;
+        guarded("gathering", [&] {
+            if (!all_to_all_) {
+                out = by_store(own);
+                for (std::size_t r = 0; r < out.size(); ++r)
+                    expect_equal(text("rows of rank ", r), out[r].size(0), counts[r]);
+                return;
+            }
+            // Straight from each to each: a ring would wait for as many neighbours as there are ranks.
+            const std::vector<at::Tensor> copies(counts.size(), own);
+            const at::Tensor all =
+                exchanged(at::cat(copies), std::vector<std::int64_t>(counts.size(), own.size(0)), counts);
+            out = all.split_with_sizes(counts);
+        });
+        return out;
+    }
+    /// rows [sum of `to`, ...]: to[r] of them go to rank r, those for rank 0 first. Returns [sum of `from`, ...]: what
+    /// rank r had for this one, from[r] rows, in the order of ranks. Every rank must expect what the others send.
+    at::Tensor all_to_all(const at::Tensor& rows, const std::vector<std::int64_t>& to,
+                          const std::vector<std::int64_t>& from) {
+        const at::Tensor own = rows.detach().contiguous();
+        check_counts("exchanging", to, own.size(0), std::accumulate(to.begin(), to.end(), std::int64_t{0}));
+        check_counts("exchanging", from, 0, 0);
+        if (size() == 1) return own;
+        at::Tensor out;
+        guarded("exchanging",
+                [&] { out = all_to_all_ ? exchanged(own, to, from) : exchanged_by_store(own, to, from); });
         return out;
     }
     /// The sum over ranks, for gradients and counts; summed in the order of ranks, the same bits everywhere.
@@ -141,6 +233,13 @@ class Ranks {
 
   private:
     template <class Group> void use(c10::intrusive_ptr<Group> group) {
+        all_to_all_ = [group](at::Tensor& out, at::Tensor& in, std::vector<std::int64_t> from,
+                              std::vector<std::int64_t> to) {
+            if constexpr (requires { group->all_to_all_single(out, in, from, to); })
+                group->all_to_all_single(out, in, from, to)->wait();
+            else
+                group->alltoall_base(out, in, from, to)->wait();
+        };
         all_gather_ = [group](std::vector<at::Tensor>& out, const at::Tensor& in) {
             std::vector<std::vector<at::Tensor>> lists{out};
             std::vector<at::Tensor> inputs{in};
@@ -167,35 +266,87 @@ class Ranks {
         for (std::size_t r = 0; r < world; ++r) out[r] = out[r].narrow(0, 0, counts[r].item<std::int64_t>());
         return out;
     }
-    // Bytes under a name for each call and rank. When a call is over, everybody has read the one before it.
+    at::Tensor exchanged(at::Tensor in, const std::vector<std::int64_t>& to,
+                         const std::vector<std::int64_t>& from) const {
+        at::Tensor out = rows_like(in, std::accumulate(from.begin(), from.end(), std::int64_t{0}));
+        all_to_all_(out, in, from, to);
+        return out;
+    }
+    // Through the store: bytes under a name for each call and rank (or pair of ranks). When a call is over, everybody
+    // has read the one before it.
     std::vector<at::Tensor> by_store(const at::Tensor& own) {
         const at::Tensor host = own.to(at::kCPU);
-        const auto name = [&](std::int64_t call, int r) {
-            return "mnemo/" + std::to_string(call) + "/" + std::to_string(r);
-        };
-        std::vector<std::uint8_t> bytes(host.nbytes());
-        if (!bytes.empty()) std::memcpy(bytes.data(), host.data_ptr(), bytes.size());
-        store_->set(name(calls_, rank()), bytes);
-        const std::size_t row = static_cast<std::size_t>(at::zeros({1}, host.options()).nbytes()) *
-                                static_cast<std::size_t>(own.size(0) > 0 ? own.numel() / own.size(0) : width_of(own));
+        put(name_of(rank(), rank()), host);
+        const std::size_t row = row_bytes(host);
         std::vector<at::Tensor> out;
         for (int r = 0; r < size(); ++r) {
             if (r == rank()) {
                 out.push_back(own);
                 continue;
             }
-            const std::vector<std::uint8_t> theirs = store_->get(name(calls_, r));
+            const std::vector<std::uint8_t> theirs = take(name_of(r, r));
             if (row == 0 || theirs.size() % row != 0)
                 fail("rank ", r, ": expected rows of ", row, " bytes, got ", theirs.size(), " bytes");
-            auto shape = own.sizes().vec();
-            shape[0] = static_cast<std::int64_t>(theirs.size() / row);
-            const at::Tensor rows = at::empty(shape, host.options());
+            const at::Tensor rows = rows_like(host, static_cast<std::int64_t>(theirs.size() / row));
             if (!theirs.empty()) std::memcpy(rows.data_ptr(), theirs.data(), theirs.size());
             out.push_back(rows.to(own.device()));
         }
-        if (calls_ > 0) store_->deleteKey(name(calls_ - 1, rank()));
-        ++calls_;
+        end_call();
         return out;
+    }
+    at::Tensor exchanged_by_store(const at::Tensor& own, const std::vector<std::int64_t>& to,
+                                  const std::vector<std::int64_t>& from) {
+        const std::vector<at::Tensor> parts = own.to(at::kCPU).split_with_sizes(to);
+        const std::size_t row = row_bytes(own);
+        for (int i = 1; i < size(); ++i) { // each begins with another rank
+            const int r = (rank() + i) % size();
+            put(name_of(rank(), r), parts[static_cast<std::size_t>(r)]);
+        }
+        const at::Tensor out = rows_like(parts[0], std::accumulate(from.begin(), from.end(), std::int64_t{0}));
+        auto* at = static_cast<std::uint8_t*>(out.data_ptr());
+        for (int r = 0; r < size(); ++r) {
+            const std::size_t expected = row * static_cast<std::size_t>(from[static_cast<std::size_t>(r)]);
+            if (r == rank()) {
+                if (expected > 0) std::memcpy(at, parts[static_cast<std::size_t>(r)].data_ptr(), expected);
+            } else {
+                const std::vector<std::uint8_t> theirs = take(name_of(r, rank()));
+                if (theirs.size() != expected) fail("rank ", r, ": expected ", expected, " bytes, got ", theirs.size());
+                if (expected > 0) std::memcpy(at, theirs.data(), expected);
+            }
+            at += expected;
+        }
+        end_call();
+        return out.to(own.device());
+    }
+    std::string name_of(int from, int to) const {
+        return "mnemo/" + std::to_string(calls_) + "/" + std::to_string(from) + "/" + std::to_string(to);
+    }
+    void put(const std::string& name, const at::Tensor& host) {
+        for (std::string& n :
+             detail::put_message(*store_, name, static_cast<const std::uint8_t*>(host.data_ptr()), host.nbytes()))
+            posted_.push_back(std::move(n));
+    }
+    std::vector<std::uint8_t> take(const std::string& name) { return detail::take_message(*store_, name); }
+    void end_call() {
+        for (const std::string& name : read_by_all_) store_->deleteKey(name);
+        read_by_all_ = std::move(posted_);
+        posted_.clear();
+        ++calls_;
+    }
+    static at::Tensor rows_like(const at::Tensor& like, std::int64_t rows) {
+        auto shape = like.sizes().vec();
+        shape[0] = rows;
+        return at::empty(shape, like.options());
+    }
+    static std::size_t row_bytes(const at::Tensor& rows) {
+        return rows.element_size() *
+               static_cast<std::size_t>(rows.size(0) > 0 ? rows.numel() / rows.size(0) : width_of(rows));
+    }
+    void check_counts(const char* what, const std::vector<std::int64_t>& counts, std::int64_t got,
+                      std::int64_t expected) const {
+        if (counts.size() != static_cast<std::size_t>(size()) || got != expected)
+            fail("ranks: ", what, ": expected counts of ", size(), " ranks and ", expected, " rows, got ",
+                 counts.size(), " and ", got);
     }
     static std::int64_t width_of(const at::Tensor& rows) {
         std::int64_t n = 1;
@@ -203,17 +354,20 @@ class Ranks {
         return n;
     }
     void guarded(const char* what, auto&& work) {
+        if (broken_) fail("ranks: ", what, ", rank ", rank(), " of ", size(), ": an earlier call has failed");
         try {
             work();
         } catch (const std::exception& e) {
             broken_ = true;
-            fail("ranks: ", what, ", rank ", rank(), " of ", size(), ": ", std::string_view(e.what()).substr(0, 500));
+            fail("ranks: ", what, ", rank ", rank(), " of ", size(), ": ", detail::first_line(e));
         }
     }
 
     RanksOptions options_;
     c10::intrusive_ptr<c10d::Store> store_;
     std::function<void(std::vector<at::Tensor>&, const at::Tensor&)> all_gather_;
+    std::function<void(at::Tensor&, at::Tensor&, std::vector<std::int64_t>, std::vector<std::int64_t>)> all_to_all_;
+    std::vector<std::string> posted_, read_by_all_; // names, of this call and of the one before
     std::int64_t calls_ = 0;
     bool broken_ = false;
 };

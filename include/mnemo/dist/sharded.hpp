@@ -1,0 +1,382 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <mnemo/dist/sharded_store.hpp>
+#include <mnemo/kernels/convert.hpp>
+
+#include <algorithm>
+#include <future>
+#include <limits>
+#include <optional>
+#include <string>
+#include <typeinfo>
+#include <utility>
+#include <vector>
+
+namespace mnemo::nn {
+
+/// What queries travel as. float32 is exact. float16 and bfloat16 take half the bytes; the answer is then the exact one
+/// for the rounded queries, whose numbers are off by a factor of up to 1 +- 2^-11 and 1 +- 2^-8 (and by 2^-25 near zero
+/// for float16, which takes no number above 65504): an inner product moves by at most that times sum |q_j x_j|.
+using QueryWire = KeyType;
+
+namespace detail {
+
+/// Hits of one rank's shard for one rank's queries, as they travel: a word that says whether the search went well, then
+/// for each query how many it found, and room for `width` scores and rows of the shard, best first.
+class HitsOnWire {
+  public:
+    HitsOnWire(std::uint8_t* data, index_t queries, index_t width) : data_(data), queries_(queries), width_(width) {}
+    static index_t bytes(index_t queries, index_t width) { return 8 + queries * (4 + 8 * width); }
+
+    std::int64_t status() const { return load<std::int64_t>(0); }
+    void set_status(std::int64_t status) { store(0, status); }
+    index_t size(index_t q) const { return load<std::int32_t>(8 + 4 * q); }
+    void set_size(index_t q, index_t n) { store(8 + 4 * q, static_cast<std::int32_t>(n)); }
+    float score(index_t q, index_t i) const { return load<float>(scores() + 4 * (q * width_ + i)); }
+    index_t row(index_t q, index_t i) const { return load<std::uint32_t>(rows() + 4 * (q * width_ + i)); }
+    void set(index_t q, index_t i, float score, index_t row) {
+        store(scores() + 4 * (q * width_ + i), score);
+        store(rows() + 4 * (q * width_ + i), static_cast<std::uint32_t>(row));
+    }
+
+  private:
+    index_t scores() const { return 8 + 4 * queries_; }
+    index_t rows() const { return scores() + 4 * queries_ * width_; }
+    // Messages lie one behind another: nothing is aligned.
+    template <class T> T load(index_t at) const {
+        T value;
+        std::memcpy(&value, data_ + at, sizeof(T));
+        return value;
+    }
+    template <class T> void store(index_t at, T value) { std::memcpy(data_ + at, &value, sizeof(T)); }
+    std::uint8_t* data_;
+    index_t queries_, width_;
+};
+
+/// How many hits a retriever looks for: its k, or that of the one inside.
+index_t k_of(const auto& retriever) {
+    if constexpr (requires { index_t{retriever.k}; })
+        return retriever.k;
+    else if constexpr (requires { index_t{retriever.k()}; })
+        return retriever.k();
+    else {
+        static_assert(
+            requires { retriever.inner; }, "mnemo: Sharded needs a retriever with a member k");
+        return k_of(retriever.inner);
+    }
+}
+
+inline constexpr auto better_hit = [](const std::pair<float, index_t>& a, const std::pair<float, index_t>& b) {
+    return a.first != b.first ? a.first > b.first : a.second < b.second;
+};
+
+/// The best `width` hits of a rank's parts for each query, in order: f(query, place, score, row of the shard), then
+/// done(query, how many).
+template <class RetrieverT, class S>
+void search_parts(const RetrieverT& retriever, const Shard<S>& shard, Rows queries, index_t width, auto&& f,
+                  auto&& done) {
+    using Part = typename Shard<S>::part_type;
+    std::vector<recall_t<RetrieverT, Part, Rows>> found;
+    for (std::size_t i = 0; i < shard.parts(); ++i)
+        if (queries.rows > 0 && shard.part(i).size() > 0) found.push_back(retriever.retrieve(shard.part(i), queries));
+    std::vector<std::pair<float, index_t>> hits;
+    for (index_t q = 0; q < queries.rows; ++q) {
+        hits.clear();
+        std::size_t part = 0;
+        for (const auto& recall : found) {
+            while (shard.part(part).size() == 0) ++part;
+            const index_t first = shard.first_of_part(part++);
+            for_each_hit(recall, q, [&](index_t row, float score) { hits.emplace_back(score, first + row); });
+        }
+        if (!std::is_sorted(hits.begin(), hits.end(), better_hit)) std::sort(hits.begin(), hits.end(), better_hit);
+        const index_t n = std::min(width, static_cast<index_t>(hits.size()));
+        for (index_t i = 0; i < n; ++i) {
+            const auto& [score, row] = hits[static_cast<std::size_t>(i)];
+            f(q, i, score, row);
+        }
+        done(q, n);
+    }
+}
+
+/// The k best of several lists, each best first: best first, ties by lower id. A list is one rank's hits for a query;
+/// its ids follow from `first`.
+class MergeHits {
+  public:
+    struct List {
+        const HitsOnWire* hits;
+        index_t query, first;
+    };
+    /// f(place, id, score, list, place in the list) for each; returns how many.
+    index_t operator()(std::span<const List> lists, index_t k, auto&& f) {
+        heads_.clear();
+        for (const List& list : lists)
+            if (list.hits->size(list.query) > 0) heads_.push_back(head(list, 0));
+        const auto worse = [](const Head& a, const Head& b) { return better_hit(b.best, a.best); };
+        std::make_heap(heads_.begin(), heads_.end(), worse);
+        index_t n = 0;
+        while (n < k && !heads_.empty()) {
+            std::pop_heap(heads_.begin(), heads_.end(), worse);
+            Head& best = heads_.back();
+            f(n++, best.best.second, best.best.first, static_cast<std::size_t>(best.list - lists.data()), best.at);
+            if (best.at + 1 < best.list->hits->size(best.list->query)) {
+                best = head(*best.list, best.at + 1);
+                std::push_heap(heads_.begin(), heads_.end(), worse);
+            } else {
+                heads_.pop_back();
+            }
+        }
+        return n;
+    }
+
+  private:
+    struct Head {
+        std::pair<float, index_t> best;
+        const List* list;
+        index_t at;
+    };
+    static Head head(const List& list, index_t at) {
+        return {{list.hits->score(list.query, at), list.first + list.hits->row(list.query, at)}, &list, at};
+    }
+    std::vector<Head> heads_;
+};
+
+} // namespace detail
+
+/// Any retriever over a store that is spread over ranks: every rank hands over its queries (any number, none included),
+/// every rank searches its shard for all of them, and each gets the best of all shards for its own: best first, ties by
+/// lower id. With Exact inside, ids and scores are bit for bit those of the same entries in one store, however they are
+/// spread. It takes the place of RetrieverT in any memory; on a store that is not spread it is RetrieverT.
+///
+/// retrieve() on a ShardedStore is called by all ranks together and leaves the values of what it found with the store.
+/// What differs between ranks (k, widths, the retriever, the shards) and what goes wrong on one (an Error of its
+/// search, a query that overflows) is the same Error on all of them, after which the ranks can go on. A rank that is
+/// gone is an Error after Ranks' timeout at the latest, and these Ranks are of no use then.
+template <class RetrieverT> struct Sharded {
+    RetrieverT inner{};
+    QueryWire wire = QueryWire::float32;
+    index_t piece = 1024; // queries, of all ranks together, that are searched at once
+    bool overlap = true;  // a thread searches while the next piece travels
+
+    template <class Store, class Queries>
+        requires RetrieverFor<RetrieverT, Store, Queries>
+    auto retrieve(const Store& store, const Queries& queries) const {
+        return inner.retrieve(store, queries);
+    }
+    template <class S> Hits retrieve(const ShardedStore<S>& store, Rows queries) const {
+        return retrieve(store, queries, Hits{});
+    }
+    template <class S> Hits retrieve(const ShardedStore<S>& store, Rows queries, Hits hits) const {
+        Run<S>(*this, store, queries, hits).all();
+        return hits;
+    }
+
+  private:
+    // One retrieval. Rounds of every rank, in this order: what must agree; the queries of piece 0; then for each piece
+    // the queries of the next one and the hits of the one before, while this one is searched; the values.
+    template <class S> class Run {
+      public:
+        Run(const Sharded& self, const ShardedStore<S>& store, Rows queries, Hits& hits)
+            : self_(self), store_(store), ranks_(store.ranks()), queries_(queries), hits_(hits),
+              world_(static_cast<std::size_t>(ranks_.size())), k_(detail::k_of(self.inner)) {}
+
+        void all() {
+            agree();
+            hits_.resize(queries_.rows, std::min(k_, store_.size()));
+            std::optional<Piece> before;
+            Piece now = queries_of(0);
+            std::future<void> search; // joined by its destructor, before the piece is gone
+            for (index_t i = 0; i < pieces_; ++i) {
+                if (self_.overlap && pieces_ > 1)
+                    search = std::async(std::launch::async, [this, &now] { find(now); });
+                else
+                    find(now);
+                std::optional<Piece> next;
+                if (i + 1 < pieces_) next = queries_of(i + 1);
+                if (before) finish(*before);
+                if (search.valid()) search.get();
+                before = std::move(now);
+                if (next) now = std::move(*next);
+            }
+            if (before) finish(*before);
+            store_.fetch(hits_);
+        }
+
+      private:
+        struct Piece {
+            index_t first = 0;                // of the own queries
+            std::vector<std::int64_t> counts; // queries of each rank
+            std::vector<std::int64_t> bytes;  // of the answers to each rank
+            Matrix queries;                   // of all ranks
+            at::Tensor answers;
+            std::string failure;
+        };
+
+        void agree() {
+            const char* const names[] = {"k",
+                                         "width of the queries",
+                                         "type of the queries on the wire",
+                                         "piece",
+                                         "overlap",
+                                         "type of the retriever",
+                                         "key_dim",
+                                         "entries of the store",
+                                         "queries",
+                                         "entries"};
+            std::string failure;
+            if (k_ < 0) failure = text("expected k >= 0, got ", k_);
+            if (self_.piece < 1) failure = text("expected pieces of at least one query, got ", self_.piece);
+            if (queries_.cols != store_.key_dim())
+                failure = text("width of the queries: expected ", store_.key_dim(), ", got ", queries_.cols);
+            if (store_.shard().entries_now() != store_.local_size())
+                failure = text("the shard: expected ", store_.local_size(), " entries as when it was counted, got ",
+                               store_.shard().entries_now(), ": call refresh() on all ranks");
+            if (failure.empty()) failure = not_representable();
+            const auto everybody =
+                detail::agree<10>(ranks_, "sharded retrieval", names,
+                                  {k_, queries_.cols, static_cast<std::int64_t>(self_.wire), self_.piece, self_.overlap,
+                                   detail::hash_of(typeid(RetrieverT).name()), store_.key_dim(), store_.size(),
+                                   queries_.rows, store_.local_size()},
+                                  8, failure);
+            index_t most = 0;
+            for (std::size_t r = 0; r < world_; ++r) {
+                counts_.push_back(everybody[r][8]);
+                widths_.push_back(std::min<index_t>(k_, everybody[r][9]));
+                most = std::max<index_t>(most, counts_.back());
+            }
+            // Pieces have as many queries of each rank as keep the sum of all below `piece`.
+            of_a_rank_ = std::max<index_t>(self_.piece / static_cast<index_t>(world_), 1);
+            pieces_ = (most + of_a_rank_ - 1) / of_a_rank_;
+        }
+        std::string not_representable() const {
+            if (self_.wire == QueryWire::float32) return {};
+            for (index_t q = 0; q < queries_.rows; ++q) {
+                const auto row = queries_[q];
+                const std::size_t bad =
+                    self_.wire == QueryWire::float16 ? first_not_finite<half>(row) : first_not_finite<bfloat16>(row);
+                if (bad < row.size())
+                    return text("query ", q, ", column ", bad, ": expected a number that is finite as ",
+                                name(self_.wire), ", got ", static_cast<double>(row[bad]));
+            }
+            return {};
+        }
+
+        Piece queries_of(index_t i) {
+            Piece piece;
+            if (pieces_ == 0) return piece;
+            piece.first = std::min(i * of_a_rank_, queries_.rows);
+            index_t all = 0;
+            for (std::size_t r = 0; r < world_; ++r) {
+                piece.counts.push_back(std::clamp<index_t>(counts_[r] - i * of_a_rank_, 0, of_a_rank_));
+                piece.bytes.push_back(
+                    detail::HitsOnWire::bytes(piece.counts[r], widths_[static_cast<std::size_t>(ranks_.rank())]));
+                all += piece.counts[r];
+            }
+            const Rows own = queries_.slice(piece.first, piece.counts[static_cast<std::size_t>(ranks_.rank())]);
+            piece.queries = Matrix(all, queries_.cols);
+            switch (self_.wire) {
+            case QueryWire::float32:
+                gather<float>(own, piece);
+                break;
+            case QueryWire::float16:
+                gather<half>(own, piece);
+                break;
+            case QueryWire::bfloat16:
+                gather<bfloat16>(own, piece);
+                break;
+            }
+            return piece;
+        }
+        template <class T> void gather(Rows own, Piece& piece) {
+            const auto width = static_cast<std::size_t>(queries_.cols);
+            const at::Tensor rows = at::empty({own.rows, queries_.cols * static_cast<index_t>(sizeof(T))}, at::kByte);
+            auto* to = reinterpret_cast<T*>(rows.data_ptr());
+            for (index_t q = 0; q < own.rows; ++q)
+                convert(own[q], std::span<T>(to + static_cast<std::size_t>(q) * width, width));
+            index_t row = 0;
+            for (const at::Tensor& theirs : ranks_.gather(rows, piece.counts)) {
+                const auto* from = reinterpret_cast<const T*>(theirs.data_ptr());
+                for (index_t q = 0; q < theirs.size(0); ++q)
+                    convert(std::span<const T>(from + static_cast<std::size_t>(q) * width, width),
+                            piece.queries[row++]);
+            }
+        }
+
+        // In a thread of its own: this rank's shard, for everybody's queries.
+        void find(Piece& piece) const {
+            const index_t width = widths_[static_cast<std::size_t>(ranks_.rank())];
+            index_t all = 0;
+            for (const std::int64_t n : piece.bytes) all += n;
+            piece.answers = at::zeros({all}, at::kByte);
+            std::vector<detail::HitsOnWire> answers;
+            std::vector<std::pair<std::size_t, index_t>> asker; // of a query: rank, and its place there
+            std::uint8_t* data = static_cast<std::uint8_t*>(piece.answers.data_ptr());
+            for (std::size_t r = 0; r < world_; ++r) {
+                answers.emplace_back(data, piece.counts[r], width);
+                for (index_t q = 0; q < piece.counts[r]; ++q) asker.emplace_back(r, q);
+                data += piece.bytes[r];
+            }
+            try {
+                detail::search_parts(
+                    self_.inner, store_.shard(), piece.queries, width,
+                    [&](index_t q, index_t i, float score, index_t row) {
+                        const auto& [r, at] = asker[static_cast<std::size_t>(q)];
+                        answers[r].set(at, i, score, row);
+                    },
+                    [&](index_t q, index_t n) {
+                        const auto& [r, at] = asker[static_cast<std::size_t>(q)];
+                        answers[r].set_size(at, n);
+                    });
+            } catch (const std::exception& e) { // goes to all ranks with the answers
+                piece.failure = *e.what() == '\0' ? "the search failed" : e.what();
+                for (detail::HitsOnWire& answer : answers) answer.set_status(1);
+            }
+        }
+
+        // The shards' hits for this rank's queries become one list.
+        void finish(Piece& piece) {
+            const index_t own = piece.counts[static_cast<std::size_t>(ranks_.rank())];
+            std::vector<std::int64_t> from;
+            for (const index_t width : widths_) from.push_back(detail::HitsOnWire::bytes(own, width));
+            const at::Tensor found = ranks_.all_to_all(piece.answers, piece.bytes, from);
+            std::vector<detail::HitsOnWire> answers;
+            std::uint8_t* data = static_cast<std::uint8_t*>(found.data_ptr());
+            bool failed = false;
+            for (std::size_t r = 0; r < world_; ++r) {
+                answers.emplace_back(data, own, widths_[r]);
+                failed = failed || answers.back().status() != 0;
+                data += from[r];
+            }
+            if (failed) detail::fail_together(ranks_, "sharded retrieval", piece.failure);
+            std::vector<detail::MergeHits::List> lists;
+            for (index_t q = 0; q < own; ++q) {
+                lists.clear();
+                for (std::size_t r = 0; r < world_; ++r)
+                    lists.push_back({&answers[r], q, store_.first(static_cast<int>(r))});
+                const index_t row = piece.first + q;
+                const auto ids = hits_.room_for_ids(row);
+                const auto scores = hits_.room_for_scores(row);
+                const auto n = merge_(lists, std::min(k_, store_.size()),
+                                      [&](index_t i, index_t id, float score, std::size_t, index_t) {
+                                          ids[static_cast<std::size_t>(i)] = id;
+                                          scores[static_cast<std::size_t>(i)] = score;
+                                      });
+                hits_.set_size(row, n);
+            }
+        }
+
+        const Sharded& self_;
+        const ShardedStore<S>& store_;
+        Ranks& ranks_;
+        Rows queries_;
+        Hits& hits_;
+        std::size_t world_;
+        index_t k_;
+        std::vector<index_t> counts_, widths_; // of each rank: queries, and hits a query
+        index_t of_a_rank_ = 1, pieces_ = 0;
+        detail::MergeHits merge_;
+    };
+};
+template <class R> Sharded(R) -> Sharded<R>;
+
+} // namespace mnemo::nn
