@@ -131,8 +131,7 @@ void compare(const std::shared_ptr<Ranks>& ranks, const char* how, index_t rows,
     }
 }
 
-void same_as_one_store(const RanksOptions& options) {
-    const auto ranks = std::make_shared<Ranks>(options);
+void same_as_one_store(const std::shared_ptr<Ranks>& ranks) {
     int round = 0;
     for (const char* how : {"even", "uneven", "one empty", "all with the last"}) {
         compare<float, L2>(ranks, how, 700, true, round++);
@@ -259,8 +258,7 @@ void lose(const RanksOptions& options, int lost, bool dies) {
 
 // ---- Papers over shards ----
 
-void knn_lm(const RanksOptions& options) {
-    const auto ranks = std::make_shared<Ranks>(options);
+void knn_lm(const std::shared_ptr<Ranks>& ranks) {
     std::mt19937 random(3);
     std::vector<std::int32_t> words(900), text_to_score(400);
     for (auto* tokens : {&words, &text_to_score})
@@ -273,7 +271,7 @@ void knn_lm(const RanksOptions& options) {
     TokenStore<> whole(ToyHost::kWidth);
     auto filling = windows_of(words);
     build_datastore(host, filling, whole, 0);
-    const auto [first, last] = range_of(split("uneven", whole.size(), options.world), options.rank);
+    const auto [first, last] = range_of(split("uneven", whole.size(), ranks->size()), ranks->rank());
     TokenStore<> part(ToyHost::kWidth);
     part.append(Rows(whole.keys()).slice(first, last - first),
                 whole.values().subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(last - first)));
@@ -291,8 +289,7 @@ void knn_lm(const RanksOptions& options) {
     require(expected.combined.perplexity() < expected.host.perplexity(), "a memory that helps");
 }
 
-void plug_lm(const RanksOptions& options) {
-    const auto ranks = std::make_shared<Ranks>(options);
+void plug_lm(const std::shared_ptr<Ranks>& ranks) {
     const Matrix keys = random_rows(500, 11, true), values = random_rows(500, 12, false, 40);
     const auto filled = [&](index_t first, index_t last) {
         KnowledgeStore store(kDim, 40);
@@ -304,10 +301,10 @@ void plug_lm(const RanksOptions& options) {
             if (id % 11 == 3) store.erase(id - first);
         return store.snapshot();
     };
-    const auto [first, last] = range_of(split("one empty", 500, options.world), options.rank);
+    const auto [first, last] = range_of(split("one empty", 500, ranks->size()), ranks->rank());
     const auto whole = filled(0, 500);
     const ShardedStore<std::shared_ptr<const KnowledgeSnapshot>> store(ranks, filled(first, last));
-    const Matrix queries = queries_of(options.rank, true, 2);
+    const Matrix queries = queries_of(ranks->rank(), true, 2);
     const auto retriever = plug_lm_retriever(5);
     const Hits found = Sharded{retriever}.retrieve(store, queries);
     require_same(found, retriever.retrieve(*whole, queries), "a knowledge base");
@@ -322,7 +319,21 @@ void plug_lm(const RanksOptions& options) {
 } // namespace
 
 int main() {
+    if (std::getenv("RANK") != nullptr) { // somebody else has started this: torchrun, or one that uses several networks
+        try {
+            const auto ranks = std::make_shared<Ranks>();
+            for (const auto work : {same_as_one_store, knn_lm, plug_lm}) work(ranks);
+            std::printf("ok      rank %s of %s\n", std::getenv("RANK"), std::getenv("WORLD_SIZE"));
+            return 0;
+        } catch (const std::exception& e) {
+            std::fprintf(stderr, "rank %s: %s\n", std::getenv("RANK"), e.what());
+            return 1;
+        }
+    }
     bool passed = true;
+    const auto alone = [](auto work) {
+        return [work](const RanksOptions& options) { work(std::make_shared<Ranks>(options)); };
+    };
     for (const bool through_store : {false, true}) {
         if (!through_store && !Ranks::has_gloo) continue; // no headers of Gloo
         const auto run = [&](const char* what, int world, auto work, int lost = -1) {
@@ -331,9 +342,9 @@ int main() {
         };
         for (const int world : {1, 2, 3, 4, 8}) {
             if (through_store && Ranks::has_gloo && world != 2 && world != 4) continue; // slow, and the same code
-            run("the same as one store", world, same_as_one_store);
-            run("kNN-LM", world, knn_lm);
-            run("PlugLM", world, plug_lm);
+            run("the same as one store", world, alone(same_as_one_store));
+            run("kNN-LM", world, alone(knn_lm));
+            run("PlugLM", world, alone(plug_lm));
         }
         for (const int world : {2, 3})
             if (world == 3 || !through_store) run("errors", world, errors);

@@ -22,12 +22,19 @@
 #include <algorithm>
 #include <charconv>
 #include <chrono>
+#include <csignal>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <future>
+#include <memory>
 #include <numeric>
 #include <string>
 #include <string_view>
+#include <thread>
+#include <type_traits>
+#include <utility>
+#include <vector>
 
 namespace mnemo::nn {
 
@@ -65,8 +72,10 @@ struct RanksOptions {
     }
 };
 
-/// The store at which processes meet. Rank 0 runs it, unless it runs elsewhere; with `all` it waits for everybody.
+/// The store at which processes meet. Rank 0 runs it, unless it runs elsewhere; with `all` it waits for everybody. A
+/// process that leaves SIGPIPE at its default ignores it from now on: a peer that is gone is an Error, not the end.
 inline c10::intrusive_ptr<c10d::Store> meet(const RanksOptions& o, bool all = true) {
+    if (const auto before = std::signal(SIGPIPE, SIG_IGN); before != SIG_DFL) std::signal(SIGPIPE, before);
     c10d::TCPStoreOptions meeting;
     meeting.port = static_cast<std::uint16_t>(o.port);
     meeting.isServer = o.rank == 0 && !o.store_runs_elsewhere;
@@ -81,6 +90,15 @@ namespace detail {
 inline std::string first_line(const std::exception& e) {
     const std::string_view what(e.what());
     return std::string(what.substr(0, std::min<std::size_t>(what.find('\n'), 300)));
+}
+// What `work` returns, or an Error after `limit`: not everything that waits for a peer gives up by itself. `work` goes
+// on in its thread then, so it must own what it uses.
+template <class F> auto within(std::chrono::milliseconds limit, F work) {
+    auto task = std::make_shared<std::packaged_task<std::invoke_result_t<F>()>>(std::move(work));
+    auto result = task->get_future();
+    std::thread([task] { (*task)(); }).detach();
+    if (result.wait_for(limit) != std::future_status::ready) fail("not everybody came within ", limit.count(), " ms");
+    return result.get();
 }
 // A message under a name of the store; returns the names it takes. Values above 8 MiB are refused by some versions:
 // pieces, of which the first says how many there are.
@@ -147,9 +165,12 @@ class Ranks {
             fail("ranks: expected a rank below ", o.world, ", got ", o.rank);
         if (o.world == 1) return;
         guarded("meeting", [&] {
-            store_ = meet(o);
+            // A little longer than each of its steps takes, whose messages say more.
+            store_ = detail::within(o.timeout + std::chrono::milliseconds(500), [o] { return meet(o); });
 #if MNEMO_GLOO
-            if (!o.through_store) use(gloo_group(store_, o.rank, o.world, o));
+            if (o.through_store) return;
+            use(detail::within(o.timeout + std::chrono::milliseconds(500),
+                               [o, store = store_] { return gloo_group(store, o.rank, o.world, o); }));
 #endif
         });
     }
