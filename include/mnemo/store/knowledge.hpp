@@ -4,10 +4,10 @@
 #include <mnemo/core/concepts.hpp>
 #include <mnemo/core/error.hpp>
 #include <mnemo/core/half.hpp>
+#include <mnemo/core/huge_pages.hpp>
 #include <mnemo/core/matrix_view.hpp>
 #include <mnemo/kernels/choose_format.hpp>
 #include <mnemo/kernels/convert.hpp>
-#include <mnemo/core/huge_pages.hpp>
 #include <mnemo/kernels/packed_keys.hpp>
 
 #include <algorithm>

@@ -3,8 +3,8 @@
 
 #include <mnemo/core/concepts.hpp>
 #include <mnemo/core/error.hpp>
-#include <mnemo/kernels/convert.hpp>
 #include <mnemo/core/huge_pages.hpp>
+#include <mnemo/kernels/convert.hpp>
 
 #include <algorithm>
 #include <vector>
