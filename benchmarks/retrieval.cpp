@@ -2,7 +2,7 @@
 // Large-k retrieval, each case labelled with its name, on one shape at a time:
 //
 //   bench_retrieval [--keys keys.npy --queries queries.npy | --n N --d D --batch B] [--k K] [--metric l2|ip]
-//                   [--threads T] [--lists L] [--recall R] [--vocab V] [Google Benchmark's own flags]
+//                   [--threads T] [--lists L] [--recall R] [--vocab V] [--noise S] [Google Benchmark's own flags]
 //
 // Every search reports its recall against exact search, queries/s and, as flop/s, 2 n d batch whatever was skipped; the
 // cases that end in _latency search for one query after the other and report percentiles of the milliseconds.
@@ -38,12 +38,12 @@ namespace {
 struct Shape {
     std::string keys, queries, metric = "l2";
     index_t n = 100000, d = 256, batch = 512, k = 1024, threads = 1, lists = 1024, vocab = 32768;
-    double recall = 0.98;
+    double recall = 0.98, noise = 0.6; // of keys around their cluster's centre, whose own is 1
 };
 
 // Clusters of Zipf sizes, a falling spectrum and a common offset, turned by random reflections: what keys from a
 // language model look like. The last `batch` rows are queries.
-Matrix rows_like_hidden_states(index_t rows, index_t d) {
+Matrix rows_like_hidden_states(index_t rows, index_t d, float spread) {
     std::mt19937 gen(1);
     std::normal_distribution<float> normal;
     const index_t clusters = std::max<index_t>(64, rows / 256);
@@ -60,7 +60,7 @@ Matrix rows_like_hidden_states(index_t rows, index_t d) {
     for (index_t i = 0; i < rows; ++i) {
         const auto centre = centres[choose(gen)];
         const auto row = out[i];
-        for (std::size_t j = 0; j < spectrum.size(); ++j) row[j] = centre[j] + 0.6f * spectrum[j] * normal(gen);
+        for (std::size_t j = 0; j < spectrum.size(); ++j) row[j] = centre[j] + spread * spectrum[j] * normal(gen);
         for (index_t m = 0; m < mirrors.rows; ++m) {
             float dot = 0, norm = 0;
             for (std::size_t j = 0; j < row.size(); ++j)
@@ -393,6 +393,8 @@ int main(int count, char** arguments) {
             shape.vocab = std::stol(arguments[++i]);
         else if (is("--recall"))
             shape.recall = std::stod(arguments[++i]);
+        else if (is("--noise"))
+            shape.noise = std::stod(arguments[++i]);
         else
             left.push_back(arguments[i]);
     }
@@ -406,7 +408,7 @@ int main(int count, char** arguments) {
         }();
         shape.n = keys.rows, shape.d = keys.cols, shape.batch = queries.rows;
     } else {
-        Matrix all = rows_like_hidden_states(shape.n + shape.batch, shape.d);
+        Matrix all = rows_like_hidden_states(shape.n + shape.batch, shape.d, static_cast<float>(shape.noise));
         keys = Matrix(shape.n, shape.d), queries = Matrix(shape.batch, shape.d);
         std::copy_n(all.data.begin(), keys.data.size(), keys.data.begin());
         std::copy_n(all[shape.n].begin(), queries.data.size(), queries.data.begin());
