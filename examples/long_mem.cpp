@@ -7,6 +7,8 @@
 #include "knn_lm_text.hpp"
 #include "long_mem_report.hpp"
 
+#include <mnemo/nn/long_mem_files.hpp>
+
 #include <CLI/CLI.hpp>
 
 #include <mutex>
@@ -34,6 +36,19 @@ RecallFigures recall(const RecallTask& task, const RecallSettings& set, std::uin
             nn::weights_hash(*backbone) == before};
 }
 
+// What figures of finished seeds must share with this run.
+std::string run_name(const RecallSettings& toy, const TextSettings& set, std::span<const std::int32_t> train,
+                     std::span<const std::int32_t> text, std::span<const std::int32_t> wrong,
+                     const std::string& model) {
+    Hash64 texts;
+    for (const auto ids : {train, text, wrong}) texts.add(std::as_bytes(ids));
+    return fmt::format("recall {}, text of {} in segments of {} through {} x {} dimensions, {} and {} steps of {}, "
+                       "layer {} of {}, chunk {}, k {}, memories {}, {} places, model {}",
+                       fmt::join(std::vector{toy.backbone_steps, toy.side_documents, toy.tests}, " "), texts.text(),
+                       set.segment, set.layers, set.dim, set.backbone_steps, set.side_steps, set.learning_rate,
+                       set.layer, set.reduction, set.chunk, set.k, fmt::join(set.sizes, " "), set.places, model);
+}
+
 int run(const Options& options) {
     RecallTask task;
     RecallSettings toy;
@@ -56,14 +71,16 @@ int run(const Options& options) {
     std::function<void(std::string_view, std::vector<std::int32_t>&)> encode;
     nn::HuggingFaceLm loaded = nullptr;
     if (options.model.empty()) {
-        encode = [bpe = Bpe::learn(join(corpora[0].train), set.vocab)](auto text, auto& ids) { bpe.encode(text, ids); };
+        const Bpe bpe = Bpe::learn(join(corpora[0].train), set.vocab);
+        bpe.save(options.folder + "/bpe");
+        encode = [bpe](auto text, auto& ids) { bpe.encode(text, ids); };
     } else {
         encode = [tokenizer = FolderTokenizer(options.model)](auto text, auto& ids) { tokenizer.encode(text, ids); };
         loaded = nn::load_hugging_face(options.model);
         const auto& o = loaded->options();
         set.vocab = o.vocab_size, set.dim = o.dim, set.heads = o.heads, set.layers = o.layers;
         if (set.layers % set.reduction != 0) set.reduction = 1;
-        set.layer = std::min(set.reduction * (set.layers / set.reduction * 2 / 3) + 1, set.layers - 1);
+        set.layer = set.layers / set.reduction * 2 / 3 * set.reduction;
         set.backbone_steps = 0;
         set.segment = std::min(set.segment, o.max_positions);
     }
@@ -81,10 +98,11 @@ int run(const Options& options) {
         fail("a text of ", needed, " tokens is needed to read and another beside it, got ", text.size());
     fmt::print("{} tokens to learn, {} to read\n", short_count(double(train.size())), short_count(double(text.size())));
 
-    // ---- 2. The runs, shared among threads.
+    // ---- 2. The runs, shared among threads; those that an earlier run with the same settings has finished are done.
     std::vector<RecallFigures> recalled(seeds);
     std::vector<TextFigures> read(seeds);
     std::mutex one_at_a_time;
+    LongMemReport report(options.folder, run_name(toy, set, train, text, wrong, options.model));
     const index_t total = static_cast<index_t>(seeds) * (toy.backbone_steps + 3 * toy.side_documents / toy.side_rows +
                                                          set.backbone_steps + set.side_steps + set.places);
     index_t ticks = 0;
@@ -96,37 +114,37 @@ int run(const Options& options) {
     Threads{options.threads}.run(2 * static_cast<index_t>(seeds), [&](index_t job, index_t) {
         at::init_num_threads(); // a new thread does not know what the program has set
         const auto seed = static_cast<std::uint64_t>(job % static_cast<index_t>(seeds) + 1);
+        const auto is_there = [&](auto& figures) {
+            const std::scoped_lock lock(one_at_a_time);
+            return report.find(seed, figures);
+        };
         if (job >= static_cast<index_t>(seeds)) {
+            if (is_there(recalled[seed - 1])) return;
             recalled[seed - 1] = recall(task, toy, seed, tick);
             const std::scoped_lock lock(one_at_a_time);
+            report.keep(seed, recalled[seed - 1]);
             fmt::print("Recall task, seed {}: accuracy {:.3f} in the last segment\n", seed,
                        recalled[seed - 1].memory.back());
             return;
         }
+        if (is_there(read[seed - 1])) return;
         const nn::HuggingFaceLm backbone = loaded ? loaded : text_backbone(train, set, seed, tick);
-        const LongMemOptions bank{.heads = set.heads,
-                                  .head_dim = set.dim / set.heads,
-                                  .memory_tokens = set.sizes.back(),
-                                  .chunk = set.chunk,
-                                  .k = set.k};
-        nn::LongMem model(backbone, nn::side_network_from(backbone, set.reduction, set.layer), set.reduction, set.layer,
-                          LongMemBanks(bank, set.side_rows));
         // Another seed starts at another place of the text.
         std::vector<std::int32_t> turned = train;
         std::rotate(turned.begin(), turned.begin() + std::ptrdiff_t((seed - 1) * 12'345 % turned.size()), turned.end());
-        const Passages passages(turned, {.block = set.segment, .rows = set.side_rows});
-        nn::LongMemTrainer trainer(model, passages,
-                                   {.steps = set.side_steps, .learning_rate = set.learning_rate, .warm_up = 20});
-        trainer.run([&](std::int64_t, std::int64_t, double) { return tick(), true; });
+        const nn::LongMem<> model = text_model(backbone, turned, set, tick);
         read[seed - 1] = score_text(model, text, wrong, set, tick);
         const std::scoped_lock lock(one_at_a_time);
+        report.keep(seed, read[seed - 1]);
+        if (!loaded && seed == 1) // for examples/long_mem_tasks
+            nn::save_long_mem(options.folder + "/model.safetensors", backbone, model.side(),
+                              {.heads = set.heads, .reduction = set.reduction, .retrieval_layer = set.layer});
         fmt::print("Text, seed {}: perplexity", seed);
         for (const auto& [name, perplexity] : read[seed - 1].perplexity) fmt::print(", {} {:.3f}", name, perplexity);
         fmt::print("\n");
     });
 
     // ---- 3. Tables, pictures, and what must hold.
-    LongMemReport report;
     const bool checked = !options.quick;
     report.recall(recalled, checked);
     report.text(read, set, options.folder, checked && options.model.empty());
@@ -144,7 +162,7 @@ int main(int argc, char** argv) {
     app.add_option("--text", options.paths.text, "files or folders to train on, instead of Eigen's headers");
     app.add_option("--test", options.paths.test, "files of the long text, instead of another library's headers");
     app.add_option("--seeds", options.seeds, "runs of each kind")->check(CLI::Range(1, 100))->capture_default_str();
-    app.add_option("--steps", options.steps, "of the side network; default: 1500")->check(CLI::Range(1, 1000000));
+    app.add_option("--steps", options.steps, "of the side network; default: 2000")->check(CLI::Range(1, 1000000));
     app.add_option("--threads", options.threads, "runs at a time")->check(CLI::Range(1, 1024))->capture_default_str();
     app.add_flag("--quick", options.quick, "tiny models in seconds, to see that everything works");
     CLI11_PARSE(app, argc, argv);

@@ -46,6 +46,49 @@ struct RecallFigures { // accuracy by segment
 
 class LongMemReport : public Report {
   public:
+    using Json = nlohmann::ordered_json;
+
+    // Goes on with the report in `folder` if its seeds are of the same run.
+    LongMemReport(const std::string& folder, const std::string& run) : path_(folder + "/long_mem.json") {
+        Json seeds;
+        if (fs::exists(path_)) {
+            const Json before = Json::parse(read_file(path_), nullptr, false);
+            if (before.is_object() && before.value("run", "") == run) seeds = before.value("seeds", Json::object());
+        }
+        numbers["run"] = run, numbers["seeds"] = seeds;
+    }
+    // A seed's figures, if they are there.
+    bool find(std::uint64_t seed, RecallFigures& to) const {
+        const Json all = of_seed("recall", seed);
+        if (all.is_null()) return false;
+        const auto values = [&](const char* name) { return all.at(name).get<std::vector<double>>(); };
+        to = {values("memory"), values("memory_off"), values("trained_without"), values("unaligned"),
+              all.at("backbone_kept").get<bool>()};
+        return true;
+    }
+    bool find(std::uint64_t seed, TextFigures& to) const {
+        const Json all = of_seed("text", seed);
+        if (all.is_null()) return false;
+        all.at("perplexity").get_to(to.perplexity), all.at("reads").get_to(to.reads);
+        all.at("tokens_a_second").get_to(to.tokens_a_second), all.at("bank_megabytes").get_to(to.bank_megabytes);
+        return true;
+    }
+    void keep(std::uint64_t seed, const RecallFigures& of) {
+        numbers["seeds"][fmt::format("recall {}", seed)] = {{"memory", of.memory},
+                                                            {"memory_off", of.memory_off},
+                                                            {"trained_without", of.trained_without},
+                                                            {"unaligned", of.unaligned},
+                                                            {"backbone_kept", of.backbone_kept}};
+        save(path_);
+    }
+    void keep(std::uint64_t seed, const TextFigures& of) {
+        numbers["seeds"][fmt::format("text {}", seed)] = {{"perplexity", of.perplexity},
+                                                          {"reads", of.reads},
+                                                          {"tokens_a_second", of.tokens_a_second},
+                                                          {"bank_megabytes", of.bank_megabytes}};
+        save(path_);
+    }
+
     void recall(const std::vector<RecallFigures>& seeds, bool checked) {
         Table table({"accuracy of values, by segment", "1", "2", "3", "4", "5", "6", "7", "8"});
         const std::vector<std::pair<const char*, std::vector<double> RecallFigures::*>> rows{
@@ -130,6 +173,13 @@ class LongMemReport : public Report {
     }
 
   private:
+    std::string path_;
+
+    Json of_seed(const char* kind, std::uint64_t seed) const {
+        const Json& seeds = numbers.at("seeds");
+        const std::string key = fmt::format("{} {}", kind, seed);
+        return seeds.contains(key) ? seeds.at(key) : Json();
+    }
     static bool smaller(const std::vector<double>& a, const std::vector<double>& b) {
         return std::equal(a.begin(), a.end(), b.begin(), [](double x, double y) { return x < y; });
     }

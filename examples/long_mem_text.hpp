@@ -5,17 +5,21 @@
 // of growing size and with memories that must not help.
 #include "long_mem_recall.hpp"
 
+#include <mnemo/text/passages.hpp>
+
 #include <numeric>
 
 struct TextSettings {
     // Segments are short, as the model is small: what is beyond them, only memory knows.
-    index_t vocab = 512, dim = 64, heads = 4, layers = 4, reduction = 2, layer = 1, segment = 48;
-    index_t backbone_steps = 2500, backbone_rows = 16;
-    index_t side_steps = 1500, side_rows = 4; // 72k tokens a row: longer than the memory
+    index_t vocab = 1024, dim = 128, heads = 4, layers = 4, reduction = 2, layer = 2, segment = 64;
+    index_t backbone_steps = 1200, backbone_rows = 16;
+    index_t repeated = 4;                                    // one of so many rows says a passage again and again
+    index_t side_steps = 2000, side_rows = 4, warm_up = 256; // segments that the banks hold before the first step
     std::vector<index_t> sizes{4096, 16384, 65536};
     index_t places = 150, every = 3; // segments that are scored, and how far they lie apart
     index_t chunk = 2, k = 32;       // tokens; smaller than published, as is everything
-    double learning_rate = 2e-3;     // of the side network
+    double learning_rate = 3e-3;     // of the side network
+    nn::SideStart start = nn::SideStart::quiet;
 };
 
 // Perplexities by memory, and which chunks were read.
@@ -25,6 +29,8 @@ struct TextFigures {
     double tokens_a_second = 0, bank_megabytes = 0;
 };
 
+// Some rows repeat themselves: they teach heads to look for what followed the last time, which is what a memory is
+// asked for.
 inline nn::HuggingFaceLm text_backbone(std::span<const std::int32_t> tokens, const TextSettings& set,
                                        std::uint64_t seed, const Tick& tick) {
     nn::HuggingFaceLm backbone =
@@ -41,6 +47,9 @@ inline nn::HuggingFaceLm text_backbone(std::span<const std::int32_t> tokens, con
             const std::size_t first = draw() % (tokens.size() - std::size_t(set.segment) - 1);
             const auto row = tokens.subspan(first, std::size_t(set.segment) + 1);
             rows.emplace_back(row.begin(), row.end());
+            if (draw() % std::uint64_t(set.repeated) != 0) continue;
+            const std::size_t period = 8 + draw() % std::size_t(set.segment / 2 - 8);
+            for (std::size_t i = period; i < rows.back().size(); ++i) rows.back()[i] = rows.back()[i - period];
         }
         const auto [inputs, targets] = recall_rows(rows, 0, set.segment);
         optimizer.zero_grad();
@@ -48,6 +57,33 @@ inline nn::HuggingFaceLm text_backbone(std::span<const std::int32_t> tokens, con
         optimizer.step();
     }
     return backbone;
+}
+
+// The side network, adapted with banks that are full of text from the first step on.
+inline nn::LongMem<> text_model(const nn::HuggingFaceLm& backbone, std::span<const std::int32_t> tokens,
+                                const TextSettings& set, const Tick& tick) {
+    const LongMemOptions bank{.heads = set.heads,
+                              .head_dim = set.dim / set.heads,
+                              .memory_tokens = set.sizes.back(),
+                              .chunk = set.chunk,
+                              .k = set.k};
+    nn::LongMem model(backbone, nn::side_network_from(backbone, set.reduction, set.layer, set.start), set.reduction,
+                      set.layer, LongMemBanks(bank, set.side_rows));
+    const Passages passages(tokens, {.block = set.segment, .rows = set.side_rows});
+    Passages::Batch batch;
+    for (index_t n = passages.batches(0), i = std::max<index_t>(n - set.warm_up, 0); i < n; ++i) {
+        const at::NoGradGuard no_grad;
+        passages.read(0, i, batch);
+        const at::Tensor inputs = at::empty({batch.rows, batch.width}, at::kLong);
+        std::copy(batch.inputs.begin(), batch.inputs.end(), inputs.data_ptr<std::int64_t>());
+        model.forward(inputs);
+        model.remember();
+    }
+    nn::LongMemTrainer trainer(
+        model, passages,
+        {.steps = set.side_steps, .learning_rate = set.learning_rate, .warm_up = 20, .clear_at_end = false});
+    trainer.run([&](std::int64_t, std::int64_t, double) { return tick(), true; });
+    return model;
 }
 
 // The memory a reader would have had who remembers fewer tokens.
