@@ -132,6 +132,88 @@ inline std::vector<std::uint8_t> take_message(c10d::Store& store, const std::str
     for (std::size_t i = pieces; remove && i-- > 0;) store.deleteKey(name + "/" + std::to_string(i)); // the first last
     return bytes;
 }
+inline std::int64_t width_of(const at::Tensor& rows) {
+    std::int64_t n = 1;
+    for (std::int64_t i = 1; i < rows.dim(); ++i) n *= rows.size(i);
+    return n;
+}
+inline at::Tensor rows_like(const at::Tensor& like, std::int64_t rows) {
+    auto shape = like.sizes().vec();
+    shape[0] = rows;
+    return at::empty(shape, like.options());
+}
+inline std::size_t row_bytes(const at::Tensor& rows) {
+    return rows.element_size() *
+           static_cast<std::size_t>(rows.size(0) > 0 ? rows.numel() / rows.size(0) : width_of(rows));
+}
+// What ranks have for one another, through the store: bytes under a name for each call and rank, or pair of ranks. When
+// a call is over, everybody has read the one before it.
+struct ThroughStore {
+    c10::intrusive_ptr<c10d::Store> store;
+    int rank, size;
+    std::vector<std::string> posted{}, read_by_all{}; // names, of this call and of the one before
+    std::int64_t calls = 0;
+
+    std::vector<at::Tensor> gather(const at::Tensor& own) {
+        const at::Tensor host = own.to(at::kCPU);
+        put(name_of(rank, rank), host);
+        const std::size_t row = row_bytes(host);
+        std::vector<at::Tensor> out;
+        for (int r = 0; r < size; ++r) {
+            if (r == rank) {
+                out.push_back(own);
+                continue;
+            }
+            const std::vector<std::uint8_t> theirs = take(name_of(r, r));
+            if (row == 0 || theirs.size() % row != 0)
+                fail("rank ", r, ": expected rows of ", row, " bytes, got ", theirs.size(), " bytes");
+            const at::Tensor rows = rows_like(host, static_cast<std::int64_t>(theirs.size() / row));
+            if (!theirs.empty()) std::memcpy(rows.data_ptr(), theirs.data(), theirs.size());
+            out.push_back(rows.to(own.device()));
+        }
+        end_call();
+        return out;
+    }
+    at::Tensor exchange(const at::Tensor& own, const std::vector<std::int64_t>& to,
+                        const std::vector<std::int64_t>& from) {
+        const std::vector<at::Tensor> parts = own.to(at::kCPU).split_with_sizes(to);
+        const std::size_t row = row_bytes(own);
+        for (int i = 1; i < size; ++i) { // each begins with another rank
+            const int r = (rank + i) % size;
+            put(name_of(rank, r), parts[static_cast<std::size_t>(r)]);
+        }
+        const at::Tensor out = rows_like(parts[0], std::accumulate(from.begin(), from.end(), std::int64_t{0}));
+        auto* at = static_cast<std::uint8_t*>(out.data_ptr());
+        for (int r = 0; r < size; ++r) {
+            const std::size_t expected = row * static_cast<std::size_t>(from[static_cast<std::size_t>(r)]);
+            if (r == rank) {
+                if (expected > 0) std::memcpy(at, parts[static_cast<std::size_t>(r)].data_ptr(), expected);
+            } else {
+                const std::vector<std::uint8_t> theirs = take(name_of(r, rank));
+                if (theirs.size() != expected) fail("rank ", r, ": expected ", expected, " bytes, got ", theirs.size());
+                if (expected > 0) std::memcpy(at, theirs.data(), expected);
+            }
+            at += expected;
+        }
+        end_call();
+        return out.to(own.device());
+    }
+    std::string name_of(int from, int to) const {
+        return "mnemo/" + std::to_string(calls) + "/" + std::to_string(from) + "/" + std::to_string(to);
+    }
+    void put(const std::string& name, const at::Tensor& host) {
+        for (std::string& n :
+             put_message(*store, name, static_cast<const std::uint8_t*>(host.data_ptr()), host.nbytes()))
+            posted.push_back(std::move(n));
+    }
+    std::vector<std::uint8_t> take(const std::string& name) { return take_message(*store, name); }
+    void end_call() {
+        for (const std::string& name : read_by_all) store->deleteKey(name);
+        read_by_all = std::move(posted);
+        posted.clear();
+        ++calls;
+    }
+};
 } // namespace detail
 
 #if MNEMO_GLOO
@@ -207,7 +289,9 @@ class Ranks {
         const at::Tensor own = rows.detach().contiguous();
         if (size() == 1) return {own};
         std::vector<at::Tensor> out;
-        guarded("gathering", [&] { out = all_gather_ ? by_group(own) : by_store(own); });
+        guarded("gathering", [&] {
+            out = all_gather_ ? by_group(own) : through_store([own](detail::ThroughStore& s) { return s.gather(own); });
+        });
         return out;
     }
     /// The same where every rank knows how many rows the others have, `counts` [size()]: one round instead of two.
@@ -218,7 +302,7 @@ class Ranks {
         std::vector<at::Tensor> out;
         guarded("gathering", [&] {
             if (!all_to_all_) {
-                out = by_store(own);
+                out = through_store([own](detail::ThroughStore& s) { return s.gather(own); });
                 for (std::size_t r = 0; r < out.size(); ++r)
                     expect_equal(text("rows of rank ", r), out[r].size(0), counts[r]);
                 return;
@@ -240,8 +324,11 @@ class Ranks {
         check_counts("exchanging", from, 0, 0);
         if (size() == 1) return own;
         at::Tensor out;
-        guarded("exchanging",
-                [&] { out = all_to_all_ ? exchanged(own, to, from) : exchanged_by_store(own, to, from); });
+        guarded("exchanging", [&] {
+            out = all_to_all_
+                      ? exchanged(own, to, from)
+                      : through_store([own, to, from](detail::ThroughStore& s) { return s.exchange(own, to, from); });
+        });
         return out;
     }
     /// The sum over ranks, for gradients and counts; summed in the order of ranks, the same bits everywhere.
@@ -253,6 +340,13 @@ class Ranks {
     }
 
   private:
+    // Not every call of the store gives up by itself when the process that runs it hangs.
+    template <class F> std::invoke_result_t<F, detail::ThroughStore&> through_store(F work) {
+        if (!through_store_)
+            through_store_ = std::make_shared<detail::ThroughStore>(detail::ThroughStore{store_, rank(), size()});
+        return detail::within(options_.timeout + std::chrono::seconds(1),
+                              [work, shared = through_store_] { return work(*shared); });
+    }
     template <class Group> void use(c10::intrusive_ptr<Group> group) {
         all_to_all_ = [group](at::Tensor& out, at::Tensor& in, std::vector<std::int64_t> from,
                               std::vector<std::int64_t> to) {
@@ -289,90 +383,15 @@ class Ranks {
     }
     at::Tensor exchanged(at::Tensor in, const std::vector<std::int64_t>& to,
                          const std::vector<std::int64_t>& from) const {
-        at::Tensor out = rows_like(in, std::accumulate(from.begin(), from.end(), std::int64_t{0}));
+        at::Tensor out = detail::rows_like(in, std::accumulate(from.begin(), from.end(), std::int64_t{0}));
         all_to_all_(out, in, from, to);
         return out;
-    }
-    // Through the store: bytes under a name for each call and rank (or pair of ranks). When a call is over, everybody
-    // has read the one before it.
-    std::vector<at::Tensor> by_store(const at::Tensor& own) {
-        const at::Tensor host = own.to(at::kCPU);
-        put(name_of(rank(), rank()), host);
-        const std::size_t row = row_bytes(host);
-        std::vector<at::Tensor> out;
-        for (int r = 0; r < size(); ++r) {
-            if (r == rank()) {
-                out.push_back(own);
-                continue;
-            }
-            const std::vector<std::uint8_t> theirs = take(name_of(r, r));
-            if (row == 0 || theirs.size() % row != 0)
-                fail("rank ", r, ": expected rows of ", row, " bytes, got ", theirs.size(), " bytes");
-            const at::Tensor rows = rows_like(host, static_cast<std::int64_t>(theirs.size() / row));
-            if (!theirs.empty()) std::memcpy(rows.data_ptr(), theirs.data(), theirs.size());
-            out.push_back(rows.to(own.device()));
-        }
-        end_call();
-        return out;
-    }
-    at::Tensor exchanged_by_store(const at::Tensor& own, const std::vector<std::int64_t>& to,
-                                  const std::vector<std::int64_t>& from) {
-        const std::vector<at::Tensor> parts = own.to(at::kCPU).split_with_sizes(to);
-        const std::size_t row = row_bytes(own);
-        for (int i = 1; i < size(); ++i) { // each begins with another rank
-            const int r = (rank() + i) % size();
-            put(name_of(rank(), r), parts[static_cast<std::size_t>(r)]);
-        }
-        const at::Tensor out = rows_like(parts[0], std::accumulate(from.begin(), from.end(), std::int64_t{0}));
-        auto* at = static_cast<std::uint8_t*>(out.data_ptr());
-        for (int r = 0; r < size(); ++r) {
-            const std::size_t expected = row * static_cast<std::size_t>(from[static_cast<std::size_t>(r)]);
-            if (r == rank()) {
-                if (expected > 0) std::memcpy(at, parts[static_cast<std::size_t>(r)].data_ptr(), expected);
-            } else {
-                const std::vector<std::uint8_t> theirs = take(name_of(r, rank()));
-                if (theirs.size() != expected) fail("rank ", r, ": expected ", expected, " bytes, got ", theirs.size());
-                if (expected > 0) std::memcpy(at, theirs.data(), expected);
-            }
-            at += expected;
-        }
-        end_call();
-        return out.to(own.device());
-    }
-    std::string name_of(int from, int to) const {
-        return "mnemo/" + std::to_string(calls_) + "/" + std::to_string(from) + "/" + std::to_string(to);
-    }
-    void put(const std::string& name, const at::Tensor& host) {
-        for (std::string& n :
-             detail::put_message(*store_, name, static_cast<const std::uint8_t*>(host.data_ptr()), host.nbytes()))
-            posted_.push_back(std::move(n));
-    }
-    std::vector<std::uint8_t> take(const std::string& name) { return detail::take_message(*store_, name); }
-    void end_call() {
-        for (const std::string& name : read_by_all_) store_->deleteKey(name);
-        read_by_all_ = std::move(posted_);
-        posted_.clear();
-        ++calls_;
-    }
-    static at::Tensor rows_like(const at::Tensor& like, std::int64_t rows) {
-        auto shape = like.sizes().vec();
-        shape[0] = rows;
-        return at::empty(shape, like.options());
-    }
-    static std::size_t row_bytes(const at::Tensor& rows) {
-        return rows.element_size() *
-               static_cast<std::size_t>(rows.size(0) > 0 ? rows.numel() / rows.size(0) : width_of(rows));
     }
     void check_counts(const char* what, const std::vector<std::int64_t>& counts, std::int64_t got,
                       std::int64_t expected) const {
         if (counts.size() != static_cast<std::size_t>(size()) || got != expected)
             fail("ranks: ", what, ": expected counts of ", size(), " ranks and ", expected, " rows, got ",
                  counts.size(), " and ", got);
-    }
-    static std::int64_t width_of(const at::Tensor& rows) {
-        std::int64_t n = 1;
-        for (std::int64_t i = 1; i < rows.dim(); ++i) n *= rows.size(i);
-        return n;
     }
     void guarded(const char* what, auto&& work) {
         if (broken_) fail("ranks: ", what, ", rank ", rank(), " of ", size(), ": an earlier call has failed");
@@ -388,8 +407,7 @@ class Ranks {
     c10::intrusive_ptr<c10d::Store> store_;
     std::function<void(std::vector<at::Tensor>&, const at::Tensor&)> all_gather_;
     std::function<void(at::Tensor&, at::Tensor&, std::vector<std::int64_t>, std::vector<std::int64_t>)> all_to_all_;
-    std::vector<std::string> posted_, read_by_all_; // names, of this call and of the one before
-    std::int64_t calls_ = 0;
+    std::shared_ptr<detail::ThroughStore> through_store_;
     bool broken_ = false;
 };
 
