@@ -262,63 +262,62 @@ template <class RetrieverT> struct Sharded {
         }
 
         Piece queries_of(index_t i) {
-            Piece piece;
-            if (pieces_ == 0) return piece;
-            piece.first = std::min(i * of_a_rank_, queries_.rows);
+            Piece part;
+            if (pieces_ == 0) return part;
+            part.first = std::min(i * of_a_rank_, queries_.rows);
             index_t all = 0;
             for (std::size_t r = 0; r < world_; ++r) {
-                piece.counts.push_back(std::clamp<index_t>(counts_[r] - i * of_a_rank_, 0, of_a_rank_));
-                piece.bytes.push_back(
-                    detail::HitsOnWire::bytes(piece.counts[r], widths_[static_cast<std::size_t>(ranks_.rank())]));
-                all += piece.counts[r];
+                part.counts.push_back(std::clamp<index_t>(counts_[r] - i * of_a_rank_, 0, of_a_rank_));
+                part.bytes.push_back(
+                    detail::HitsOnWire::bytes(part.counts[r], widths_[static_cast<std::size_t>(ranks_.rank())]));
+                all += part.counts[r];
             }
-            const Rows own = queries_.slice(piece.first, piece.counts[static_cast<std::size_t>(ranks_.rank())]);
-            piece.queries = Matrix(all, queries_.cols);
+            const Rows own = queries_.slice(part.first, part.counts[static_cast<std::size_t>(ranks_.rank())]);
+            part.queries = Matrix(all, queries_.cols);
             switch (self_.wire) {
             case QueryWire::float32:
-                gather<float>(own, piece);
+                gather<float>(own, part);
                 break;
             case QueryWire::float16:
-                gather<half>(own, piece);
+                gather<half>(own, part);
                 break;
             case QueryWire::bfloat16:
-                gather<bfloat16>(own, piece);
+                gather<bfloat16>(own, part);
                 break;
             }
-            return piece;
+            return part;
         }
-        template <class T> void gather(Rows own, Piece& piece) {
+        template <class T> void gather(Rows own, Piece& part) {
             const auto width = static_cast<std::size_t>(queries_.cols);
             const at::Tensor rows = at::empty({own.rows, queries_.cols * static_cast<index_t>(sizeof(T))}, at::kByte);
             auto* to = reinterpret_cast<T*>(rows.data_ptr());
             for (index_t q = 0; q < own.rows; ++q)
                 convert(own[q], std::span<T>(to + static_cast<std::size_t>(q) * width, width));
             index_t row = 0;
-            for (const at::Tensor& theirs : ranks_.gather(rows, piece.counts)) {
+            for (const at::Tensor& theirs : ranks_.gather(rows, part.counts)) {
                 const auto* from = reinterpret_cast<const T*>(theirs.data_ptr());
                 for (index_t q = 0; q < theirs.size(0); ++q)
-                    convert(std::span<const T>(from + static_cast<std::size_t>(q) * width, width),
-                            piece.queries[row++]);
+                    convert(std::span<const T>(from + static_cast<std::size_t>(q) * width, width), part.queries[row++]);
             }
         }
 
         // In a thread of its own: this rank's shard, for everybody's queries.
-        void find(Piece& piece) const {
+        void find(Piece& part) const {
             const index_t width = widths_[static_cast<std::size_t>(ranks_.rank())];
             index_t all = 0;
-            for (const std::int64_t n : piece.bytes) all += n;
-            piece.answers = at::zeros({all}, at::kByte);
+            for (const std::int64_t n : part.bytes) all += n;
+            part.answers = at::zeros({all}, at::kByte);
             std::vector<detail::HitsOnWire> answers;
             std::vector<std::pair<std::size_t, index_t>> asker; // of a query: rank, and its place there
-            std::uint8_t* data = static_cast<std::uint8_t*>(piece.answers.data_ptr());
+            std::uint8_t* data = static_cast<std::uint8_t*>(part.answers.data_ptr());
             for (std::size_t r = 0; r < world_; ++r) {
-                answers.emplace_back(data, piece.counts[r], width);
-                for (index_t q = 0; q < piece.counts[r]; ++q) asker.emplace_back(r, q);
-                data += piece.bytes[r];
+                answers.emplace_back(data, part.counts[r], width);
+                for (index_t q = 0; q < part.counts[r]; ++q) asker.emplace_back(r, q);
+                data += part.bytes[r];
             }
             try {
                 detail::search_parts(
-                    self_.inner, store_.shard(), piece.queries, width,
+                    self_.inner, store_.shard(), part.queries, width,
                     [&](index_t q, index_t i, float score, index_t row) {
                         const auto& [r, at] = asker[static_cast<std::size_t>(q)];
                         answers[r].set(at, i, score, row);
@@ -328,17 +327,17 @@ template <class RetrieverT> struct Sharded {
                         answers[r].set_size(at, n);
                     });
             } catch (const std::exception& e) { // goes to all ranks with the answers
-                piece.failure = *e.what() == '\0' ? "the search failed" : e.what();
+                part.failure = *e.what() == '\0' ? "the search failed" : e.what();
                 for (detail::HitsOnWire& answer : answers) answer.set_status(1);
             }
         }
 
         // The shards' hits for this rank's queries become one list.
-        void finish(Piece& piece) {
-            const index_t own = piece.counts[static_cast<std::size_t>(ranks_.rank())];
+        void finish(Piece& part) {
+            const index_t own = part.counts[static_cast<std::size_t>(ranks_.rank())];
             std::vector<std::int64_t> from;
             for (const index_t width : widths_) from.push_back(detail::HitsOnWire::bytes(own, width));
-            const at::Tensor found = ranks_.all_to_all(piece.answers, piece.bytes, from);
+            const at::Tensor found = ranks_.all_to_all(part.answers, part.bytes, from);
             std::vector<detail::HitsOnWire> answers;
             std::uint8_t* data = static_cast<std::uint8_t*>(found.data_ptr());
             bool failed = false;
@@ -347,13 +346,13 @@ template <class RetrieverT> struct Sharded {
                 failed = failed || answers.back().status() != 0;
                 data += from[r];
             }
-            if (failed) detail::fail_together(ranks_, "sharded retrieval", piece.failure);
+            if (failed) detail::fail_together(ranks_, "sharded retrieval", part.failure);
             std::vector<detail::MergeHits::List> lists;
             for (index_t q = 0; q < own; ++q) {
                 lists.clear();
                 for (std::size_t r = 0; r < world_; ++r)
                     lists.push_back({&answers[r], q, store_.first(static_cast<int>(r))});
-                const index_t row = piece.first + q;
+                const index_t row = part.first + q;
                 const auto ids = hits_.room_for_ids(row);
                 const auto scores = hits_.room_for_scores(row);
                 const auto n = merge_(lists, std::min(k_, store_.size()),
