@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <mnemo/kernels/score.hpp>
 #include <mnemo/nn/plug_lm.hpp>
 
 #include <ATen/core/grad_mode.h>
@@ -10,6 +11,7 @@
 #include <string>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 namespace mnemo::nn {
 
@@ -93,7 +95,7 @@ class KnowledgeEncoderImpl : public SourcedModule {
         embeddings_.check(ids);
         const Slots slots(ids);
         const index_t n = ids.size(0), length = ids.size(1), d = embeddings_.words.size(1);
-        const auto [pairs, pair_of] = at::_unique(slots.pair, true, true);
+        const auto [pairs, pair_of] = distinct(slots.pair, embeddings_.words.size(0) * length);
         const at::Tensor rows = at::empty({pairs.size(0), d}), scores = at::empty({pairs.size(0)});
         for (index_t first = 0; first < pairs.size(0); first += batch) {
             const index_t count = std::min(batch, pairs.size(0) - first);
@@ -110,9 +112,12 @@ class KnowledgeEncoderImpl : public SourcedModule {
         const at::Tensor pair = pair_of.contiguous(), share = alpha.contiguous();
         const MutRows sums = as_mut_rows(out.document);
         const Rows from = as_rows(rows);
+        constexpr index_t ahead = 8; // rows are visited in no order
+        const auto* const row = pair.data_ptr<std::int64_t>();
         for (index_t i = 0; i < share.size(0); ++i) {
+            if (i + ahead < share.size(0)) mnemo::detail::prefetch_row(from[row[i + ahead]].data(), d);
             const float a = share.data_ptr<float>()[i];
-            const std::span<const float> x = from[pair.data_ptr<std::int64_t>()[i]];
+            const std::span<const float> x = from[row[i]];
             const std::span<float> sum = sums[document[i]];
             for (std::size_t j = 0; j < x.size(); ++j) sum[j] += a * x[j];
         }
@@ -120,10 +125,14 @@ class KnowledgeEncoderImpl : public SourcedModule {
         return out;
     }
 
+    /// Of the embeddings.
+    index_t width() const { return embeddings_.words.size(1); }
+
     AttentivePooler pooler{nullptr};
 
   private:
     static constexpr index_t kDense = index_t{1} << 22;
+    static constexpr index_t kMostInTable = index_t{1} << 24; // 64 MB for a moment; beyond, pairs are sorted
 
     // Where tokens are: their documents and their pairs of token and position, token * L + position.
     struct Slots {
@@ -138,6 +147,28 @@ class KnowledgeEncoderImpl : public SourcedModule {
         }
         at::Tensor document, pair; // Long [slots]
     };
+    // The distinct ones of pairs [n], each below `most`, and for each where it is among them.
+    static std::pair<at::Tensor, at::Tensor> distinct(const at::Tensor& pairs, index_t most) {
+        if (most > kMostInTable) {
+            auto [values, place] = at::_unique(pairs, true, true);
+            return {values, place};
+        }
+        std::vector<std::int32_t> known(static_cast<std::size_t>(most), -1);
+        const at::Tensor place = at::empty_like(pairs);
+        std::vector<std::int64_t> values;
+        const auto* const from = pairs.data_ptr<std::int64_t>();
+        for (index_t i = 0; i < pairs.size(0); ++i) {
+            std::int32_t& at = known[static_cast<std::size_t>(from[i])];
+            if (at < 0) {
+                at = static_cast<std::int32_t>(values.size());
+                values.push_back(from[i]);
+            }
+            place.data_ptr<std::int64_t>()[i] = at;
+        }
+        const at::Tensor out = at::empty({static_cast<std::int64_t>(values.size())}, at::kLong);
+        std::copy(values.begin(), values.end(), out.data_ptr<std::int64_t>());
+        return {out, place};
+    }
     at::Tensor embed(const at::Tensor& pairs, index_t length) const {
         return embeddings_(at::floor_divide(pairs, length), at::remainder(pairs, length));
     }
@@ -161,7 +192,7 @@ inline at::Tensor document_ids(MatrixView<const std::uint16_t> documents) {
 }
 
 namespace detail {
-constexpr index_t kTokensAtATime = index_t{1} << 20;
+constexpr index_t kNumbersAtATime = index_t{1} << 28; // 1 GB of embeddings, if no pair were shared
 }
 
 /// Encodes documents in batches, without gradient, and appends them to `store`, which is filled beside the one that
@@ -172,7 +203,8 @@ inline void encode_knowledge(KnowledgeStore& store, const KnowledgeEncoder& enco
     if (batch < 1) fail("encode_knowledge: expected a batch of at least 1, got ", batch);
     const at::NoGradGuard no_grad;
     // Pairs are shared among the documents that are encoded together: as many as memory allows.
-    const index_t piece = std::max(batch, detail::kTokensAtATime / std::max<index_t>(documents.cols, 1));
+    const index_t piece =
+        std::max(batch, detail::kNumbersAtATime / std::max<index_t>(documents.cols * encoder->width(), 1));
     for (index_t first = 0; first < documents.rows; first += piece) {
         const auto rows = documents.slice(first, std::min(piece, documents.rows - first));
         const auto encoded = encoder->refresh(document_ids(rows), batch);
