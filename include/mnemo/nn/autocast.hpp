@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <mnemo/nn/tensor.hpp>
+
 #include <ATen/Functions.h>
 #include <ATen/autocast_mode.h>
 #include <torch/version.h>
