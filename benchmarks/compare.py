@@ -121,6 +121,8 @@ def main():
     options.add_argument("--processor-time", action="store_true", help="with --each: instead of wall time")
     options.add_argument("--json", help="writes every number to this file")
     wanted = options.parse_args()
+    if wanted.processor_time and not wanted.each:
+        options.error("--processor-time goes with --each, and with a script that takes it, too")
 
     environment = dict(os.environ)
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
