@@ -38,6 +38,9 @@ template <Executor X = Serial> class IvfPqProducts {
         bfloat16_ = simd_level() >= SimdLevel::avx512_bf16 && part % 2 == 0;
         entry_ = static_cast<index_t>(bfloat16_ ? part / 2 : part);
         codebook_.resize(width * 256 * static_cast<std::size_t>(entry_));
+#if MNEMO_X86
+        choose_decode<1, 2, 4, 8, 16>();
+#endif
         for (std::size_t i = 0; i < width * 256 * part; ++i) {
             const float x_i = ivf.pq.centroids[i];
             if (bfloat16_) {
@@ -162,7 +165,7 @@ template <Executor X = Serial> class IvfPqProducts {
             find_lists(first, rows.rows, t);
             for (index_t q = 0; q < rows.rows; ++q) t.candidates[size(q)].restart();
             const auto format = of.bfloat16_ ? FilterFormat::bfloat16 : FilterFormat::float32;
-            t.filter->use(rows, format, zeros.data());
+            t.filter->use(rows, format, zeros.data(), false);
             for (std::size_t l = 0, from = 0; l < t.ends.size(); from = t.ends[l++])
                 if (t.ends[l] > from) scan(l, from, t);
             for (index_t q = 0; q < rows.rows; ++q) write(first + q, t.candidates[size(q)], t);
@@ -198,25 +201,7 @@ template <Executor X = Serial> class IvfPqProducts {
                                     std::uint32_t* out_ids) {
                 const std::uint8_t* code = codes.get() + size(at) * ivf.code_size;
                 const index_t words = t.filter->words();
-                switch (of.entry_) {
-                case 1:
-                    of.decode<1>(code, ivf.pq.M, count, words, out);
-                    break;
-                case 2:
-                    of.decode<2>(code, ivf.pq.M, count, words, out);
-                    break;
-                case 4:
-                    of.decode<4>(code, ivf.pq.M, count, words, out);
-                    break;
-                case 8:
-                    of.decode<8>(code, ivf.pq.M, count, words, out);
-                    break;
-                case 16:
-                    of.decode<16>(code, ivf.pq.M, count, words, out);
-                    break;
-                default:
-                    of.decode<0>(code, ivf.pq.M, count, words, out);
-                }
+                (of.*of.decode_)(code, ivf.pq.M, count, words, out);
                 std::copy_n(of.bias_.data() + of.first_[list] + at, count, bias);
                 for (index_t l = 0; l < count; ++l) out_ids[l] = static_cast<std::uint32_t>(ids.get()[at + l]);
             };
@@ -261,6 +246,12 @@ template <Executor X = Serial> class IvfPqProducts {
             std::fill(row, out + l * words + words, 0u);
         }
     }
+    // The common sizes of an entry; others are decoded by decode<0>.
+    template <int... Entries> void choose_decode() {
+        (void)((entry_ == Entries && (decode_ = &IvfPqProducts::decode<Entries>, true)) || ...);
+    }
+    using Decode = void (IvfPqProducts::*)(const std::uint8_t*, std::size_t, index_t, index_t, std::uint32_t*) const;
+    Decode decode_ = &IvfPqProducts::decode<0>;
 #endif
 
     FaissIndex index_;

@@ -40,6 +40,7 @@ inline std::vector<std::pair<std::string, std::uint64_t>> packed_arrays(FilterFo
             {"bias", 4 * places},
             {"scale", 4 * places},
             {"offset", 4 * places},
+            {"bound", 4 * places},
             {"norms", sizeof(Norms) * panels}};
 }
 inline void append_packed(ArrayFileWriter& file, const PackedView& v) { // all but the centre
@@ -48,7 +49,8 @@ inline void append_packed(ArrayFileWriter& file, const PackedView& v) { // all b
     file.append(2, std::span(v.bias, places));
     file.append(3, std::span(v.scale, places));
     file.append(4, std::span(v.offset, places));
-    file.append(5, std::span(v.norms, panels));
+    file.append(5, std::span(v.bound, places));
+    file.append(6, std::span(v.norms, panels));
 }
 inline PackedView packed_view(const ArrayFile& file, std::string_view of) {
     if (!of.empty() && file.meta("of") != of)
@@ -65,6 +67,7 @@ inline PackedView packed_view(const ArrayFile& file, std::string_view of) {
     v.bias = file.array<float>("bias", places).data();
     v.scale = file.array<float>("scale", places).data();
     v.offset = file.array<std::int32_t>("offset", places).data();
+    v.bound = file.array<std::uint32_t>("bound", places).data();
     v.norms = file.array<Norms>("norms", panels).data();
     return v;
 }
@@ -127,10 +130,10 @@ class ListsFile {
         ArrayFileWriter file(path, "lists", std::move(meta), arrays);
         file.append(0, std::span(lists.keys.centre, width));
         detail::append_packed(file, lists.keys);
-        file.append(6, std::span(lists.ids, places));
-        file.append(7, std::span(lists.centroids, n * width));
-        file.append(8, std::span(lists.radius, n));
-        file.append(9, std::span(lists.first, n + 1));
+        file.append(7, std::span(lists.ids, places));
+        file.append(8, std::span(lists.centroids, n * width));
+        file.append(9, std::span(lists.radius, n));
+        file.append(10, std::span(lists.first, n + 1));
         file.commit();
     }
     static ListsFile open(const std::string& path, std::string_view of = {}, Access access = Access::normal) {

@@ -29,14 +29,19 @@ template <MetricTag MetricT> class Filter {
         query_words_ = arena.take<std::uint32_t>(n(rows * words)).data();
         query_scale_ = arena.take<float>(n(rows)).data();
         query_norms_ = arena.take<detail::Norms>(n(rows)).data();
-        errors_ = arena.take<float>(n(rows)).data();
+        bounds_ = arena.take<detail::BoundOfQuery>(n(rows)).data();
+        roundings_ = arena.take<float>(n(rows)).data();
         limits_ = arena.take<float>(n(rows)).data();
+        slopes_ = arena.take<float>(n(rows)).data();
+        ratios_ = arena.take<float>(n(rows / detail::kGroup)).data();
         shifts_ = arena.take<float>(n(rows)).data();
         bias_ = arena.take<float>(n(detail::kPanel)).data();
         panel_.words = arena.take<std::uint32_t>(n(words * detail::kPanel)).data();
         panel_.bias = arena.take<float>(n(detail::kPanel)).data();
         panel_.scale = arena.take<float>(n(detail::kPanel)).data();
         panel_.offset = arena.take<std::int32_t>(n(detail::kPanel)).data();
+        panel_.bound = arena.take<std::uint32_t>(n(detail::kPanel)).data();
+        std::fill_n(panel_.bound, detail::kPanel, 0u);
         panel_.norms = arena.take<detail::Norms>(1).data();
         rows_ = arena.take<std::uint32_t>(n(detail::kPanel * words)).data();
         scratch_ = arena.take<float>(n(words)).data();
@@ -45,11 +50,13 @@ template <MetricTag MetricT> class Filter {
     }
 
     /// The queries from here on, [1 .. block, d], for keys of this format and centre. False where one is too large for
-    /// the bound: then score all keys.
-    bool use(Rows queries, FilterFormat format, const float* centre) {
-        all_ = queries.rows, centre_ = centre;
+    /// the bound: then score all keys. Without `bounded` there are no bounds: candidates hold the first pass's scores.
+    bool use(Rows queries, FilterFormat format, const float* centre, bool bounded = true) {
+        all_ = queries.rows, centre_ = centre, level_ = simd_level();
         rounding_ = detail::Rounding<MetricT>(d_, format);
         widest_ = {-1, -1, -1};
+        bounded_ = bounded;
+        panels_ = 0, seen_ = {};
         // Few queries leave the arithmetic idle while keys come from memory: a second plane of integers is free.
         planes_ = detail::is_integer(format) && all_ <= detail::kGroup / 2 ? 2 : 1;
         const index_t words = rounding_.words();
@@ -59,6 +66,7 @@ template <MetricTag MetricT> class Filter {
                                            scratch_, out, planes_ == 2 ? out + words : nullptr);
             if (!r.norms.usable()) return false;
             query_norms_[i] = r.norms;
+            bounds_[i] = bounded ? detail::BoundOfQuery(r.norms) : detail::BoundOfQuery();
             shifts_[i] = shift_of(queries[i].data(), r);
             rounded_scale_[2 * i] = r.first.scale, rounded_scale_[2 * i + 1] = r.second.scale;
         }
@@ -72,6 +80,12 @@ template <MetricTag MetricT> class Filter {
         const index_t words = rounding_.words();
         std::fill_n(query_scale_, groups * detail::kGroup, 0.0f);
         std::fill_n(limits_, groups * detail::kGroup, std::numeric_limits<float>::infinity());
+        std::fill_n(slopes_, groups * detail::kGroup, 0.0f);
+        std::fill_n(ratios_, groups, 0.0f);
+        for (index_t i = 0; i < n; ++i) {
+            slopes_[place(i)] = bounds_[query(i)].slope;
+            ratios_[i / a_group] = std::max(ratios_[i / a_group], bounds_[query(i)].ratio);
+        }
         for (index_t i = 0; i < groups * a_group; ++i)
             for (index_t plane = 0; plane < planes_; ++plane) {
                 const index_t row = i % a_group * planes_ + plane;
@@ -98,6 +112,7 @@ template <MetricTag MetricT> class Filter {
             if (!panel_.norms->usable()) return false;
             scan_panel(panel_, id, last, erased, nullptr, c, stride, full);
         }
+        end(c, stride);
         return true;
     }
     /// The same among packed keys; `first` is a multiple of 48. With `ids` [panels, 48] keys stand in another order.
@@ -109,31 +124,30 @@ template <MetricTag MetricT> class Filter {
         for (index_t slot = first; slot < last; slot += step * detail::kPanel) {
             // What the kernels only read is never written to.
             const detail::Panel panel{const_cast<std::uint32_t*>(keys.words) + slot * rounding_.words(),
-                                      const_cast<float*>(keys.bias) + slot, const_cast<float*>(keys.scale) + slot,
+                                      const_cast<float*>(keys.bias) + slot,
+                                      const_cast<float*>(keys.scale) + slot,
                                       const_cast<std::int32_t*>(keys.offset) + slot,
+                                      const_cast<std::uint32_t*>(keys.bound) + slot,
                                       const_cast<detail::Norms*>(keys.norms) + slot / detail::kPanel};
             if (!panel.norms->usable()) return false;
             scan_panel(panel, slot, last, erased, ids ? ids + slot : nullptr, c, stride, full);
         }
+        end(c, stride);
         return true;
     }
 
     /// The same among `n` keys that are made as they are scanned: make(first, count, rows, bias, ids) writes rounded
     /// rows [count, words], count <= 48, what to add to their products, and their ids. `offset` [queries], as they were
-    /// gathered, is added to all products of a query. There is no bound: candidates hold the sums themselves.
+    /// gathered, is added to all products of a query. To be used without bounds.
     template <class Make, class Full>
     void scan_made(index_t n, IdSet erased, const float* offset, Candidates* c, index_t stride, Make&& make,
                    Full&& full) {
         alignas(64) std::array<std::uint32_t, detail::kPanel> ids;
-        *panel_.norms = widest_; // nothing larger than what is known
         offset_ = offset;
         begin(c, stride);
         for (index_t first = 0; first < n; first += detail::kPanel) {
             make(first, std::min(detail::kPanel, n - first), rows_, panel_.bias, ids.data());
-            if (simd_level() >= SimdLevel::avx512)
-                detail::transpose_panel_avx512(rows_, rounding_.words(), panel_.words);
-            else
-                detail::transpose_panel_plain(rows_, rounding_.words(), panel_.words);
+            detail::transpose_panel(rows_, rounding_.words(), panel_.words);
             scan_panel(panel_, first, n, erased, ids.data(), c, stride, full);
         }
         offset_ = nullptr;
@@ -153,28 +167,45 @@ template <MetricTag MetricT> class Filter {
     }
     index_t query(index_t i) const { return which_ ? static_cast<index_t>(which_[i]) : i; }
 
+    // Of the i-th query that was gathered, in the groups.
+    index_t place(index_t i) const {
+        const index_t a_group = detail::kGroup / planes_;
+        return i / a_group * detail::kGroup + i % a_group;
+    }
+    // Of the i-th query and a key of these norms, without what rounding adds; a group takes the largest of its ratios.
+    float bound(index_t i, float residual, float rounded) const {
+        return slopes_[place(i)] * (residual + ratios_[i / (detail::kGroup / planes_)] * rounded);
+    }
     void begin(Candidates* c, index_t stride) {
         for (index_t i = 0; i < queries_; ++i) {
-            Candidates& mine = c[query(i) * stride];
-            if (widest_.centred >= 0) mine.error = errors_[query(i)];
+            const index_t q = query(i);
+            Candidates& mine = c[q * stride];
+            if (widest_.centred >= 0) // of keys, norms are rounded up
+                mine.error = 1.01f * bound(i, widest_.residual, widest_.centred + widest_.residual) + roundings_[q];
             mine.factor = MetricT::metric == Metric::l2 ? 0.5f : 1.0f;
-            mine.shift = shifts_[query(i)];
-            set_limit(i, mine);
+            mine.shift = shifts_[q];
+            limits_[place(i)] = limit_of(i, mine);
         }
     }
-    float& limit(index_t i) { // by query within its group
-        const index_t a_group = detail::kGroup / planes_;
-        return limits_[i / a_group * detail::kGroup + i % a_group];
+    void end(Candidates* c, index_t stride) {
+        if (panels_ == 0 || !bounded_) return;
+        const float keys = static_cast<float>((panels_ + kSeen - 1) / kSeen * detail::kPanel);
+        for (index_t i = 0; i < queries_; ++i) {
+            const index_t q = query(i);
+            c[q * stride].typical = bound(i, seen_.residual / keys, seen_.centred / keys) + roundings_[q];
+        }
     }
     float offset(index_t i) const { return offset_ ? offset_[i] : 0.0f; }
-    void set_limit(index_t i, const Candidates& c) { limit(i) = c.threshold - c.error - offset(i); }
+    float more(index_t i) const { return (widest_.centred >= 0 ? roundings_[query(i)] : 0.0f) + offset(i); }
+    float limit_of(index_t i, const Candidates& c) const { return c.threshold - more(i); }
 
     // One bound a query for all panels so far: it changes only where a panel's norms are the largest yet.
     void update_errors(detail::Norms n, Candidates* c, index_t stride) {
+        if (!bounded_) return;
         if (n.centred <= widest_.centred && n.residual <= widest_.residual && n.raw <= widest_.raw) return;
         widest_.widen(n);
         for (index_t i = 0; i < all_; ++i)
-            errors_[i] = detail::filter_error<MetricT>(query_norms_[i], widest_, rounding_.format(), d_);
+            roundings_[i] = detail::filter_rounding<MetricT>(query_norms_[i], widest_, rounding_.format(), d_);
         begin(c, stride);
     }
 
@@ -190,28 +221,47 @@ template <MetricTag MetricT> class Filter {
         }
         leave_out(panel, std::min(detail::kPanel, last - slot), erased, ids);
         update_errors(*panel.norms, c, stride);
-        alignas(64) std::array<float, detail::kGroup * detail::kPanel> t;
+        if (panels_++ % kSeen == 0) // some tell what a key's bound is like
+            for (index_t l = 0; l < detail::kPanel; ++l) {
+                seen_.residual += detail::residual_norm(panel.bound[l]);
+                seen_.centred += detail::rounded_norm(panel.bound[l]);
+            }
+        // What a group has found is taken after the next one's products: then it is known early, and the processor
+        // guesses wrong while it still has products to work at.
+        constexpr index_t size = detail::kGroup * detail::kPanel;
+        alignas(64) std::array<float, 2 * static_cast<std::size_t>(size)> t;
         const index_t a_group = detail::kGroup / planes_, words = rounding_.words();
-        for (index_t g = 0; g * a_group < queries_; ++g) {
+        unsigned hits = 0;
+        index_t g = 0;
+        for (; g * a_group < queries_; ++g) {
             const detail::Group group{query_words_ + g * words * detail::kGroup, query_scale_ + g * detail::kGroup,
-                                      limits_ + g * detail::kGroup};
+                                      limits_ + g * detail::kGroup, slopes_ + g * detail::kGroup, ratios_[g]};
             const index_t rows = std::min(a_group, queries_ - g * a_group);
             for (index_t m = 0; m < rows; ++m) { // every second of these is written to
                 const Candidates& likely = c[query(g * a_group + m) * stride];
                 __builtin_prefetch(likely.scores + likely.count, 1);
                 __builtin_prefetch(likely.ids + likely.count, 1);
             }
-            for (unsigned hits = multiply(group, rows, panel, words, t.data()); hits != 0; hits &= hits - 1) {
-                const index_t m = std::countr_zero(hits), i = g * a_group + m;
-                Candidates& mine = c[query(i) * stride];
-                if (!mine.has_room_for(detail::kPanel)) mine.raise();
-                if (!mine.has_room_for(detail::kPanel)) full(query(i));
-                set_limit(i, mine);
-                if (simd_level() >= SimdLevel::avx512)
-                    detail::take_avx512(t.data() + m * detail::kPanel, limit(i), mine.error - offset(i), ids, mine);
-                else
-                    detail::take_plain(t.data() + m * detail::kPanel, limit(i), mine.error - offset(i), ids, mine);
-            }
+            const unsigned found = multiply(group, rows, panel, words, t.data() + g % 2 * size);
+            take(hits, g - 1, t.data() + (g + 1) % 2 * size, ids, c, stride, full);
+            hits = found;
+        }
+        take(hits, g - 1, t.data() + (g + 1) % 2 * size, ids, c, stride, full);
+    }
+    // Of group g, the queries with a bit in `hits`.
+    template <class Full>
+    void take(unsigned hits, index_t g, const float* t, const std::uint32_t* ids, Candidates* c, index_t stride,
+              Full&& full) {
+        for (; hits != 0; hits &= hits - 1) {
+            const index_t m = std::countr_zero(hits), i = g * (detail::kGroup / planes_) + m;
+            Candidates& mine = c[query(i) * stride];
+            if (!mine.has_room_for(detail::kPanel)) mine.raise();
+            if (!mine.has_room_for(detail::kPanel)) full(query(i));
+            const float limit = limits_[place(i)] = limit_of(i, mine);
+            if (level_ >= SimdLevel::avx512)
+                detail::take_avx512(t + m * detail::kPanel, limit, more(i), ids, mine);
+            else
+                detail::take_plain(t + m * detail::kPanel, limit, more(i), ids, mine);
         }
     }
     void leave_out(detail::Panel& panel, index_t lanes, IdSet erased, const std::uint32_t* ids) {
@@ -236,24 +286,32 @@ template <MetricTag MetricT> class Filter {
             return detail::multiply_int8<8, 1>(g, p, words, out);
         }
         if (rounding_.format() == FilterFormat::bfloat16) return detail::multiply_bfloat16<8>(g, p, words, out);
-        if (simd_level() >= SimdLevel::avx512) return detail::multiply_float_avx512<8>(g, p, words, out);
-        const detail::Group half{g.words + 4, g.scale + 4, g.limit + 4};
+        if (level_ >= SimdLevel::avx512) return detail::multiply_float_avx512<8>(g, p, words, out);
+        const detail::Group half{g.words + 4, g.scale + 4, g.limit + 4, g.slope + 4, g.ratio};
         return detail::multiply_float_avx2<4>(g, p, words, out) |
                detail::multiply_float_avx2<4>(half, p, words, out + 4 * detail::kPanel) << 4;
     }
 
     index_t d_, all_ = 0, queries_ = 0, planes_ = 1; // of the block, and those that are scanned for
-    const std::uint32_t* which_ = nullptr;           // [queries_]
-    const float* offset_ = nullptr;                  // [queries_], see scan_made
+    SimdLevel level_ = SimdLevel::plain;
+    const std::uint32_t* which_ = nullptr; // [queries_]
+    const float* offset_ = nullptr;        // [queries_], see scan_made
     detail::Rounding<MetricT> rounding_;
     const float* centre_ = nullptr;
+    static constexpr index_t kSeen = 16;
+    bool bounded_ = true;
+    index_t panels_ = 0;              // scanned
     detail::Norms widest_;            // of the panels so far
+    detail::Norms seen_{};            // of every kSeen-th panel, sums of residual norms and of those of rounded keys
     std::uint32_t* rounded_;          // [block, planes, words]
     float* rounded_scale_;            // [block, 2]
     std::uint32_t* query_words_;      // [groups, words, kGroup]
     float* query_scale_;              // [groups, kGroup]
     detail::Norms* query_norms_;      // [block]
-    float *errors_, *limits_;         // [block], the bound for these panels; [groups, kGroup]
+    detail::BoundOfQuery* bounds_;    // [block]
+    float* roundings_;                // [block], what rounding adds to them for these panels
+    float *limits_, *slopes_;         // [groups, kGroup]
+    float* ratios_;                   // [groups]
     float* shifts_;                   // [block]
     detail::Panel panel_{};           // packed here
     float *bias_, *scratch_, *zeros_; // [kPanel], [stride], [d]

@@ -6,6 +6,7 @@
 #include <mnemo/kernels/score.hpp>
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 
 // A first pass over rounded keys and queries finds the few keys that can be among the k best; those alone are scored
@@ -18,8 +19,10 @@
 //
 //     |t - s| <= E = |e_q| |x^| + |q'| |e_x| + rounding of these sums and of the canonical score.
 //
-// t - E is a lower bound of s. If T is the k-th largest lower bound, every key of the k best, ties included, has
-// t + E >= T.
+// E is another for each query and key: keys far from the centre, or with a large element, must not make the bound wide
+// for all. u = t + E is an upper bound of s, and u - 2 E' a lower one where E' is the largest E of the query. If T is
+// the k-th largest lower bound, or the k-th largest of any exact scores, every key of the k best, ties included, has u
+// >= T.
 
 namespace mnemo {
 
@@ -57,23 +60,37 @@ struct Norms {
     }
 };
 
-// A bound of |t - s| for any query of norms q and key of norms x, in width d.
-template <MetricTag MetricT> float filter_error(Norms q, Norms x, FilterFormat format, index_t d) {
+// E = slope (|e_x| + ratio |x^|) + rounding, with slope and ratio of the query alone. The factor covers the rounding of
+// the bound itself.
+struct BoundOfQuery {
+    float slope = 0, ratio = 0;
+    BoundOfQuery() = default;
+    explicit BoundOfQuery(Norms q) : slope(1.01f * q.centred), ratio(q.centred > 0 ? q.residual / q.centred : 0.0f) {}
+};
+// |x^| and |e_x| in one word, rounded up to bfloat16.
+inline std::uint32_t bound_of_key(Norms x) {
+    const auto up = [](float f) { return (std::bit_cast<std::uint32_t>(f) + 0xffffu) >> 16; };
+    return up(x.centred + x.residual) << 16 | up(x.residual);
+}
+inline float rounded_norm(std::uint32_t bound) { return std::bit_cast<float>(bound & 0xffff0000u); }
+inline float residual_norm(std::uint32_t bound) { return std::bit_cast<float>(bound << 16); }
+
+// What rounding adds to |t - s| for any query of norms q and key of norms x, in width d.
+template <MetricTag MetricT> float filter_rounding(Norms q, Norms x, FilterFormat format, index_t d) {
     constexpr float unit = 0x1p-24f;
     constexpr bool l2 = MetricT::metric == Metric::l2, cosine = MetricT::metric == Metric::cosine;
     const auto width = static_cast<float>(d);
     const float product = (q.centred + q.residual) * (x.centred + x.residual);
-    const float rounded = q.residual * (x.centred + x.residual) + q.centred * x.residual;
     // Sums of d products in a lane of floats; with integers only the scales and the bias round. The instruction for
     // bfloat16 rounds twice a product and takes subnormal numbers for zero.
-    const float summed = (is_integer(format) ? 12.0f : 2 * width + 8) * product;
+    const float summed = (is_integer(format) ? 16.0f : 2 * width + 12) * product;
     // Rounding of q', x' and b, and of the sums that b is made of.
     const float prepared = 16 * q.centred * x.centred + (l2 ? (width / 8 + 16) * x.centred * x.centred : 0.0f);
     const float lanes = width / kLanes + 12;
     const float both = q.centred + x.centred;
     const float canonical = l2 ? lanes * 0.5f * both * both : (cosine ? 4.0f : 1.0f) * lanes * q.raw * x.raw;
     const float underflow = width * ((cosine ? 1e-20f : 1e-37f) + 1.2e-38f * (q.centred + x.centred));
-    return 1.01f * (rounded + unit * (summed + prepared + canonical) + underflow);
+    return 1.01f * (unit * (summed + prepared + canonical) + underflow);
 }
 
 } // namespace detail

@@ -34,14 +34,22 @@ struct KeyLists {
     HugeVector<std::uint32_t> words;
     std::vector<std::uint32_t> ids;
     std::vector<std::int32_t> offset;
+    std::vector<std::uint32_t> bound;
     std::vector<detail::Norms> norms;
     std::vector<std::int64_t> first;
 
     ListsView view() const {
         ListsView v;
-        v.keys = {metric,      format,        static_cast<index_t>(ids.size()),
-                  d,           centre.data(), words.data(),
-                  bias.data(), scale.data(),  offset.data(),
+        v.keys = {metric,
+                  format,
+                  static_cast<index_t>(ids.size()),
+                  d,
+                  centre.data(),
+                  words.data(),
+                  bias.data(),
+                  scale.data(),
+                  offset.data(),
+                  bound.data(),
                   norms.data()};
         v.ids = ids.data(), v.lists = static_cast<index_t>(radius.size()), v.entries = entries;
         v.centroids = centroids.data(), v.radius = radius.data(), v.first = first.data();

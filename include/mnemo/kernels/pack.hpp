@@ -203,6 +203,9 @@ inline void transpose_panel_plain(const std::uint32_t* in, index_t words, std::u
     for (index_t l = 0; l < kPanel; ++l)
         for (index_t w = 0; w < words; ++w) out[w * kPanel + l] = in[l * words + w];
 }
+inline void transpose_panel(const std::uint32_t* in, index_t words, std::uint32_t* out) {
+    simd_level() >= SimdLevel::avx512 ? transpose_panel_avx512(in, words, out) : transpose_panel_plain(in, words, out);
+}
 
 MNEMO_INTRINSICS_END
 #endif
@@ -213,6 +216,7 @@ struct Panel {
     float* bias;          // [kPanel]
     float* scale;         // [kPanel], of the key's integers
     std::int32_t* offset; // [kPanel], -128 times their sum: queries are stored + 128
+    std::uint32_t* bound; // [kPanel], see bound_of_key
     Norms* norms;
 };
 
@@ -265,14 +269,12 @@ template <MetricTag MetricT> class Rounding {
             if (l >= keys.rows) {
                 std::fill_n(words_of_row, words(), 0u);
                 out.bias[l] = -std::numeric_limits<float>::infinity(), out.scale[l] = 0, out.offset[l] = 0;
+                out.bound[l] = 0;
                 continue;
             }
             set(l, round(keys[l].data(), centre, 0, scratch, words_of_row), out);
         }
-        if (simd_level() >= SimdLevel::avx512)
-            transpose_panel_avx512(rows, words(), out.words);
-        else
-            transpose_panel_plain(rows, words(), out.words);
+        transpose_panel(rows, words(), out.words);
     }
     // One key of a panel; norms only widen.
     template <class T>
@@ -294,6 +296,7 @@ template <MetricTag MetricT> class Rounding {
     static void set(index_t lane, const Row& r, Panel out) {
         out.bias[lane] = MetricT::metric == Metric::l2 ? -0.5f * r.squares : 0.0f;
         out.scale[lane] = r.first.scale, out.offset[lane] = -128 * r.first.sum;
+        out.bound[lane] = bound_of_key(r.norms);
         out.norms->widen(r.norms);
     }
 #endif

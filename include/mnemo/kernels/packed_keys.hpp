@@ -24,6 +24,7 @@ struct PackedView {
     const float* bias = nullptr;          // [panels, 48]
     const float* scale = nullptr;         // [panels, 48]
     const std::int32_t* offset = nullptr; // [panels, 48]
+    const std::uint32_t* bound = nullptr; // [panels, 48]
     const detail::Norms* norms = nullptr; // [panels]
 
     index_t panels() const { return (rows + detail::kPanel - 1) / detail::kPanel; }
@@ -46,7 +47,7 @@ template <MetricTag MetricT> class PackedKeys {
     index_t rows() const { return rows_; }
     FilterFormat format() const { return rounding_.format(); }
     /// Bytes a key takes.
-    double bytes_a_key() const { return static_cast<double>(4 * rounding_.words() + 12) + 12.0 / detail::kPanel; }
+    double bytes_a_key() const { return static_cast<double>(4 * rounding_.words() + 16) + 12.0 / detail::kPanel; }
 
     /// Takes the centre from these keys, a fair sample of what will come. Before the first `follow`, which does it
     /// otherwise.
@@ -98,11 +99,14 @@ template <MetricTag MetricT> class PackedKeys {
 #endif
     }
     /// Forgets the keys; the centre stays.
-    void clear() { rows_ = 0, words_.clear(), bias_.clear(), scale_.clear(), offset_.clear(), norms_.clear(); }
+    void clear() {
+        rows_ = 0, words_.clear(), bias_.clear(), scale_.clear(), offset_.clear(), bound_.clear(), norms_.clear();
+    }
 
     PackedView view() const {
-        return {MetricT::metric, rounding_.format(), rows_,          d_,           centre_.data(), words_.data(),
-                bias_.data(),    scale_.data(),      offset_.data(), norms_.data()};
+        return {MetricT::metric, rounding_.format(), rows_,        d_,
+                centre_.data(),  words_.data(),      bias_.data(), scale_.data(),
+                offset_.data(),  bound_.data(),      norms_.data()};
     }
 
   private:
@@ -117,8 +121,12 @@ template <MetricTag MetricT> class PackedKeys {
     }
     detail::Panel panel(index_t p) {
         const index_t first = p * detail::kPanel;
-        return {words_.data() + first * rounding_.words(), bias_.data() + first, scale_.data() + first,
-                offset_.data() + first, &norms_[size(p)]};
+        return {words_.data() + first * rounding_.words(),
+                bias_.data() + first,
+                scale_.data() + first,
+                offset_.data() + first,
+                bound_.data() + first,
+                &norms_[size(p)]};
     }
 #if MNEMO_X86
     void make_room(index_t rows) {
@@ -127,6 +135,7 @@ template <MetricTag MetricT> class PackedKeys {
         bias_.resize(size(panels * detail::kPanel), -std::numeric_limits<float>::infinity());
         scale_.resize(size(panels * detail::kPanel));
         offset_.resize(size(panels * detail::kPanel));
+        bound_.resize(size(panels * detail::kPanel));
         norms_.resize(size(panels));
     }
     template <class T> void append(MatrixView<const T> keys) {
@@ -153,7 +162,7 @@ template <MetricTag MetricT> class PackedKeys {
     detail::Rounding<MetricT> rounding_;
     std::vector<float> centre_, bias_, scale_, scratch_;
     HugeVector<std::uint32_t> words_;
-    std::vector<std::uint32_t> packing_;
+    std::vector<std::uint32_t> packing_, bound_;
     std::vector<std::int32_t> offset_;
     std::vector<detail::Norms> norms_;
 };

@@ -36,24 +36,32 @@ MNEMO_AVX512_BF16 inline __m512 dot2(__m512 sum, __m512i a, __m512i b) {
 struct Group {
     const std::uint32_t* words;
     const float* scale; // [kGroup], of the integers
-    const float* limit; // [kGroup], by query: what t must reach
+    const float* limit; // [kGroup], by query: what t + E must reach
+    const float* slope; // [kGroup], by query, and the largest ratio: E, without what rounding adds
+    float ratio;
 };
+// Of 16 keys, what the queries' slopes are multiplied by.
+MNEMO_AVX512 inline __m512 width_of_bound(const Group& g, const std::uint32_t* bound) {
+    const __m512i both = _mm512_loadu_si512(bound);
+    const __m512 rounded =
+        _mm512_castsi512_ps(_mm512_and_si512(both, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+    return _mm512_fmadd_ps(_mm512_set1_ps(g.ratio), rounded, _mm512_castsi512_ps(_mm512_slli_epi32(both, 16)));
+}
 
-// A bit for each row of t [M, kPanel] that reaches its limit; only those rows are written, which are few.
+// A bit for each row of t [M, kPanel] that reaches its limit. All rows are written: which are needed is not known in
+// time for a branch.
 template <int M> MNEMO_AVX512 inline unsigned store_and_compare(const __m512 (&t)[M][3], const Group& g, float* out) {
     unsigned hits = 0;
     MNEMO_UNROLL
     for (int m = 0; m < M; ++m) {
         const __m512 limit = _mm512_set1_ps(g.limit[m]);
-        unsigned any = 0;
+        __mmask16 any = 0;
         MNEMO_UNROLL
         for (int v = 0; v < 3; ++v) {
-            any |= _mm512_cmp_ps_mask(t[m][v], limit, _CMP_GE_OQ);
+            any = _kor_mask16(any, _mm512_cmp_ps_mask(t[m][v], limit, _CMP_GE_OQ));
+            _mm512_storeu_ps(out + m * kPanel + 16 * v, t[m][v]);
         }
-        if (any == 0) continue;
-        hits |= 1u << m;
-        MNEMO_UNROLL
-        for (int v = 0; v < 3; ++v) _mm512_storeu_ps(out + m * kPanel + 16 * v, t[m][v]);
+        hits |= any != 0 ? 1u << m : 0u;
     }
     return hits;
 }
@@ -80,9 +88,10 @@ MNEMO_AVX512_VNNI inline unsigned multiply_int8(const Group& g, const Panel& p, 
     MNEMO_UNROLL
     for (int v = 0; v < 3; ++v) {
         const __m512 scale = _mm512_loadu_ps(p.scale + 16 * v), bias = _mm512_loadu_ps(p.bias + 16 * v);
+        const __m512 width = width_of_bound(g, p.bound + 16 * v);
         MNEMO_UNROLL
         for (int m = 0; m < M; ++m) {
-            t[m][v] = bias;
+            t[m][v] = _mm512_fmadd_ps(_mm512_set1_ps(g.slope[m]), width, bias);
             MNEMO_UNROLL
             for (int i = Planes * m; i < Planes * (m + 1); ++i)
                 t[m][v] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[i][v]),
@@ -109,6 +118,12 @@ MNEMO_AVX512_BF16 inline unsigned multiply_bfloat16(const Group& g, const Panel&
             MNEMO_UNROLL
             for (int v = 0; v < 3; ++v) sum[m][v] = dot2(sum[m][v], a, key[v]);
         }
+    }
+    MNEMO_UNROLL
+    for (int v = 0; v < 3; ++v) {
+        const __m512 width = width_of_bound(g, p.bound + 16 * v);
+        MNEMO_UNROLL
+        for (int m = 0; m < M; ++m) sum[m][v] = _mm512_fmadd_ps(_mm512_set1_ps(g.slope[m]), width, sum[m][v]);
     }
     return store_and_compare<M>(sum, g, out);
 }
@@ -172,21 +187,20 @@ MNEMO_AVX2 inline unsigned multiply_float_avx2(const Group& g, const Panel& p, i
     return hits;
 }
 
-// Takes the lanes of t [kPanel] that reach the limit: lower bounds, t - error, under the ids of the lanes.
-MNEMO_AVX512 inline void take_avx512(const float* t, float limit, float error, const std::uint32_t* ids,
-                                     Candidates& c) {
-    const __m512 least = _mm512_set1_ps(limit), e = _mm512_set1_ps(error);
+// Takes the lanes of t [kPanel] that reach the limit: t + more, under the ids of the lanes.
+MNEMO_AVX512 inline void take_avx512(const float* t, float limit, float more, const std::uint32_t* ids, Candidates& c) {
+    const __m512 least = _mm512_set1_ps(limit), e = _mm512_set1_ps(more);
     std::size_t n = c.count;
     for (int v = 0; v < 3; ++v) {
         const __m512 x = _mm512_loadu_ps(t + 16 * v);
-        n += store_hits(_mm512_cmp_ps_mask(x, least, _CMP_GE_OQ), _mm512_sub_ps(x, e), _mm512_loadu_si512(ids + 16 * v),
+        n += store_hits(_mm512_cmp_ps_mask(x, least, _CMP_GE_OQ), _mm512_add_ps(x, e), _mm512_loadu_si512(ids + 16 * v),
                         c.scores + n, c.ids + n);
     }
     c.count = n;
 }
-inline void take_plain(const float* t, float limit, float error, const std::uint32_t* ids, Candidates& c) {
+inline void take_plain(const float* t, float limit, float more, const std::uint32_t* ids, Candidates& c) {
     for (index_t l = 0; l < kPanel; ++l) {
-        c.scores[c.count] = t[l] - error;
+        c.scores[c.count] = t[l] + more;
         c.ids[c.count] = ids[l];
         c.count += t[l] >= limit;
     }

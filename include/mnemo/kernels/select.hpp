@@ -233,7 +233,7 @@ inline void sort_keys(std::span<std::uint64_t> keys, std::span<std::uint64_t> sp
 } // namespace detail
 
 /// Candidates for the k best of one query: (score, id) in borrowed buffers of `capacity` + kSlack. A score is exact, or
-/// a lower bound that is at most 2 * `error` below an upper one. Whatever can be among the k best is kept, ties
+/// an upper bound that is at most 2 * `error` above a lower one. Whatever can be among the k best is kept, ties
 /// included, until `cut` is told that scores are exact: then ties beyond k go by id.
 struct Candidates {
     static constexpr std::size_t kSlack = 64; // kernels store whole vectors
@@ -242,11 +242,12 @@ struct Candidates {
     std::uint32_t* ids = nullptr;
     std::size_t count = 0, capacity = 0, k = 0;
     float threshold =
-        detail::kLowest; // an upper bound below is no candidate; k lower bounds reach it, or it is a guess
-    float error = 0;
-    float factor = 1, shift = 0; // of exact scores, to compare them with bounds
-    bool proven = false;         // k lower bounds reach the threshold
-    std::size_t likely = 0;      // candidates before this one are scored exactly first
+        detail::kLowest;          // an upper bound below is no candidate; k lower bounds reach it, or it is a guess
+    float error = 0, typical = 0; // half of what lies between the bounds: at most, and in the mean
+    float kth = detail::kLowest;  // about k upper bounds reached it when the threshold was raised last
+    float factor = 1, shift = 0;  // of exact scores, to compare them with bounds
+    bool proven = false;          // k lower bounds reach the threshold
+    std::size_t likely = 0;       // candidates before this one are scored exactly first
 
     /// Room for the k best of n: k in [1, n].
     static std::size_t capacity_for(std::size_t k, std::size_t n) {
@@ -264,7 +265,7 @@ struct Candidates {
         return c;
     }
 
-    void restart() { count = likely = 0, threshold = detail::kLowest, error = 0, proven = false; }
+    void restart() { count = likely = 0, threshold = detail::kLowest, error = typical = 0, proven = false; }
     /// Starts anew with a threshold that nothing proves yet: see settle().
     void restart_with(float guess) {
         restart();
@@ -280,20 +281,22 @@ struct Candidates {
     /// Raises the threshold so that about k lower bounds reach it, and keeps those whose upper bound does.
     void raise(std::size_t slack) {
         if (count <= k) return;
-        const float t = detail::threshold_for(scores, count, k, slack);
-        if (t >= threshold) threshold = t, proven = true;
-        count = detail::compact_at_least(scores, ids, count, threshold - 2 * error);
+        kth = detail::threshold_for(scores, count, k, slack);
+        if (kth - 2 * error >= threshold) threshold = kth - 2 * error, proven = true;
+        count = detail::compact_at_least(scores, ids, count, threshold);
     }
     void raise() { raise(k / 16); }
 
-    /// Brings those to the front that are likely to be worth an exact score: bounds are proven for the worst case, and
-    /// a k-th exact score seldom lies as much as an eighth of the error below the k-th score of the first pass. Both
-    /// parts stay in the order of ids; spare holds `count`.
+    /// After raise(0), about what the k-th exact score will be, rather below it: bounds are proven for the worst case,
+    /// and the scores of the first pass, in the middle between them, are seldom wrong by an eighth of that.
+    float estimate() const { return kth - 1.125f * typical; }
+
+    /// After raise(0), brings those to the front that are likely to be worth an exact score. Both parts stay in the
+    /// order of ids; spare holds `count`.
     void split(std::span<std::uint64_t> spare) {
         likely = count;
         if (count <= k) return;
-        const float kth = proven ? threshold : detail::threshold_for(scores, count, k, k / 16);
-        const float t = kth - 1.125f * error;
+        const float t = estimate();
         likely = 0;
         std::size_t others = 0;
         for (std::size_t i = 0; i < count; ++i) { // both are written, one is kept
@@ -313,10 +316,10 @@ struct Candidates {
     bool settle() {
         const bool guess = threshold > detail::kLowest && !proven;
         if (likely < k) return !guess;
-        const float kth = detail::threshold_for(scores, likely, k, 0);
-        const float reached = factor * kth + shift - 0x1p-21f * std::abs(kth);
+        const float exact = detail::threshold_for(scores, likely, k, 0);
+        const float reached = factor * exact + shift - 0x1p-21f * std::abs(exact);
         if (guess && !(reached >= threshold)) return false;
-        count = likely + detail::compact_at_least(scores + likely, ids + likely, count - likely, reached - 2 * error);
+        count = likely + detail::compact_at_least(scores + likely, ids + likely, count - likely, reached);
         return true;
     }
 

@@ -177,6 +177,7 @@ template <MetricTag MetricT, Executor X = Serial> class ListsBuilder {
         detail::mean_of<MetricT>(keys, out.centre);
         out.words.resize(size(places * words));
         out.bias.resize(out.ids.size()), out.scale.resize(out.ids.size()), out.offset.resize(out.ids.size());
+        out.bound.resize(out.ids.size());
         out.norms.resize(out.ids.size() / size(detail::kPanel));
         std::vector<std::vector<T>> rows(size(executor_.threads()), std::vector<T>(size(detail::kPanel * keys.cols)));
         std::vector<std::vector<float>> scratch(rows.size(),
@@ -192,7 +193,7 @@ template <MetricTag MetricT, Executor X = Serial> class ListsBuilder {
             rounding.pack(MatrixView<const T>(mine, n, keys.cols), out.centre.data(), scratch[size(thread)].data(),
                           buffer[size(thread)].data(),
                           {out.words.data() + first * words, out.bias.data() + first, out.scale.data() + first,
-                           out.offset.data() + first, &out.norms[size(panel)]});
+                           out.offset.data() + first, out.bound.data() + first, &out.norms[size(panel)]});
         });
     }
 #endif

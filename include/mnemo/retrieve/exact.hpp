@@ -196,7 +196,7 @@ template <MetricTag MetricT, class T> class ExactSearch {
         const bool done = scan(rows, first, last, c, thread, step);
         for (index_t q = 0; q < rows.rows; ++q) {
             Candidates& mine = c[q * plan_.parts];
-            mine.restart_with(mine.proven ? mine.threshold + mine.error : kLowest);
+            mine.restart_with(mine.proven ? mine.estimate() : kLowest);
             mine.k = k;
         }
         return done;

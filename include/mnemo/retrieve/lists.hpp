@@ -99,7 +99,8 @@ template <MetricTag MetricT, class T> class ListSearch {
     bool search(Rows rows, index_t first, Thread& t, bool filter) {
         for (Candidates& c : t.candidates.first(2 * size(rows.rows))) c.restart();
         if constexpr (MNEMO_X86)
-            if (filter && !t.filter->use(rows, lists_.keys.format, lists_.keys.centre)) return false;
+            if (filter && !t.filter->use(rows, lists_.keys.format, lists_.keys.centre, probe_ != Probe::first_pass))
+                return false;
         // The nearest lists of every query first: thresholds rise early.
         const std::size_t near = std::max<std::size_t>(1, probes_ / 8);
         for (std::size_t from = 0, to = near; from < probes_; from = to, to = probes_) {
@@ -195,7 +196,7 @@ template <MetricTag MetricT, class T> class ListSearch {
             mine.raise(0);
             if (probe_ == Probe::first_pass) {
                 for (std::size_t i = 0; i < mine.count; ++i)
-                    mine.scores[i] = (mine.scores[i] + mine.error - mine.shift) / mine.factor;
+                    mine.scores[i] = (mine.scores[i] - mine.shift) / mine.factor;
             } else {
                 sort_by_id(mine, t);
                 mine.split(t.ranks[0]);
