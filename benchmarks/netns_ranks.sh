@@ -31,14 +31,5 @@ while [ "$r" -lt "$ranks" ]; do
     fi
     r=$((r + 1))
 done
-export WORLD_SIZE="$ranks" MASTER_ADDR=10.77.0.1 MASTER_PORT=29500 GLOO_SOCKET_IFNAME=eth0
-pids=""
-r=0
-while [ "$r" -lt "$ranks" ]; do
-    RANK=$r ip netns exec "mnemo$r" "$@" &
-    pids="$pids $!"
-    r=$((r + 1))
-done
-status=0
-for pid in $pids; do wait "$pid" || status=1; done
-exit $status
+export MASTER_ADDR=10.77.0.1 GLOO_SOCKET_IFNAME=eth0
+"$(dirname "$0")/../examples/start_ranks.sh" "$ranks" sh -c 'exec ip netns exec "mnemo$RANK" "$@"' sh "$@"

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-/// A folder of its own for one test, removed at the end.
+/// A folder of its own for one test, removed at the end unless it is to be looked at.
 class Folder {
   public:
     Folder() {
@@ -17,7 +17,10 @@ class Folder {
         if (::mkdtemp(name.data()) == nullptr) mnemo::fail_system(name, "create");
         path_ = name;
     }
-    ~Folder() { std::filesystem::remove_all(path_); }
+    ~Folder() {
+        if (!kept_) std::filesystem::remove_all(path_);
+    }
+    void keep() { kept_ = true; }
     Folder(const Folder&) = delete;
     Folder& operator=(const Folder&) = delete;
     std::string path() const { return path_; }
@@ -31,4 +34,5 @@ class Folder {
 
   private:
     std::string path_;
+    bool kept_ = false;
 };

@@ -3,6 +3,7 @@
 // no row that was announced as committed may be lost, no neighbour be wrong, nobody wait longer than the time-out says.
 //
 //     mnemo_dist_kill_test [kills = 8] [seed = 1]
+#include "../folder.hpp"
 #include "processes.hpp"
 
 #include <mnemo/dist/serve.hpp>
@@ -12,7 +13,6 @@
 #include <mnemo/store/views.hpp>
 
 #include <cstring>
-#include <filesystem>
 #include <poll.h>
 #include <random>
 #include <sys/prctl.h>
@@ -327,11 +327,10 @@ Counts serve(int kills, bool through_store, unsigned seed) {
 int main(int count, char** arguments) {
     const int kills = count > 1 ? std::atoi(arguments[1]) : 8;
     const unsigned seed = count > 2 ? static_cast<unsigned>(std::atoi(arguments[2])) : 1;
-    std::string folder = (std::filesystem::temp_directory_path() / "mnemo-dist-kill-XXXXXX").string();
-    if (::mkdtemp(folder.data()) == nullptr) return 2;
+    Folder folder;
     int done = 0;
     try {
-        Building building(folder + "/store", seed);
+        Building building(folder / "store", seed);
         for (; done < (kills + 1) / 2; ++done) {
             const bool through_store = !Ranks::has_gloo || done % 4 == 3;
             building.kill_once(through_store);
@@ -352,9 +351,10 @@ int main(int count, char** arguments) {
             std::fflush(stdout);
         }
     } catch (const std::exception& e) {
-        std::fprintf(stderr, "after %d kills with seed %u: %s\nleft in %s\n", done, seed, e.what(), folder.c_str());
+        folder.keep();
+        std::fprintf(stderr, "after %d kills with seed %u: %s\nleft in %s\n", done, seed, e.what(),
+                     folder.path().c_str());
         return 1;
     }
-    std::filesystem::remove_all(folder);
     return 0;
 }

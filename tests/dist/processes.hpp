@@ -21,6 +21,29 @@ inline void require(bool holds, const std::string& what) {
     if (!holds) mnemo::fail("expected ", what);
 }
 
+/// What f throws, empty if nothing.
+template <class F> std::string error_of(F&& f) {
+    try {
+        f();
+    } catch (const mnemo::Error& e) {
+        return e.what();
+    }
+    return {};
+}
+
+/// The work of a process that a launcher has started as a rank; what main returns.
+template <class F> int run_as_rank(F&& work) {
+    const char *rank = std::getenv("RANK"), *world = std::getenv("WORLD_SIZE");
+    try {
+        work(mnemo::nn::RanksOptions::from_environment());
+        std::printf("ok      rank %s of %s\n", rank, world);
+        return 0;
+    } catch (const std::exception& e) {
+        std::fprintf(stderr, "rank %s: %s\n", rank, e.what());
+        return 1;
+    }
+}
+
 inline int free_port() {
     const int s = ::socket(AF_INET, SOCK_STREAM, 0);
     sockaddr_in address{};

@@ -71,14 +71,6 @@ struct Slow {
         return Exact<L2>{k}.retrieve(store, queries);
     }
 };
-template <class F> std::string error_of(F&& f) {
-    try {
-        f();
-    } catch (const Error& e) {
-        return e.what();
-    }
-    return {};
-}
 
 // Rank 0 is the front, ranks 1 to 3 are the shards.
 void answers(const RanksOptions& ranks) {

@@ -144,14 +144,6 @@ void same_as_one_store(const std::shared_ptr<Ranks>& ranks) {
 
 // ---- What goes wrong on one rank is the same Error on all, in time, and the next call is right again. ----
 
-template <class F> std::string error_of(F&& f) {
-    try {
-        f();
-    } catch (const Error& e) {
-        return e.what();
-    }
-    return {};
-}
 struct FailsOnce {
     index_t k = 5;
     int rank = 0;
@@ -319,17 +311,11 @@ void plug_lm(const std::shared_ptr<Ranks>& ranks) {
 } // namespace
 
 int main() {
-    if (std::getenv("RANK") != nullptr) { // somebody else has started this: torchrun, or one that uses several networks
-        try {
-            const auto ranks = std::make_shared<Ranks>();
+    if (std::getenv("RANK") != nullptr) // somebody else has started this: torchrun, or one that uses several networks
+        return run_as_rank([](const RanksOptions& options) {
+            const auto ranks = std::make_shared<Ranks>(options);
             for (const auto work : {same_as_one_store, knn_lm, plug_lm}) work(ranks);
-            std::printf("ok      rank %s of %s\n", std::getenv("RANK"), std::getenv("WORLD_SIZE"));
-            return 0;
-        } catch (const std::exception& e) {
-            std::fprintf(stderr, "rank %s: %s\n", std::getenv("RANK"), e.what());
-            return 1;
-        }
-    }
+        });
     bool passed = true;
     const auto alone = [](auto work) {
         return [work](const RanksOptions& options) { work(std::make_shared<Ranks>(options)); };

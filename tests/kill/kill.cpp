@@ -3,6 +3,8 @@
 // announced as committed must be there and right, nothing torn may be seen, and writing goes on where it ended.
 //
 //     mnemo_kill_test [kills = 40] [seed = 1]
+#include "../folder.hpp"
+
 #include <mnemo/io/datastore.hpp>
 
 #include <chrono>
@@ -280,17 +282,17 @@ class Parent {
 int main(int count, char** arguments) {
     const int kills = count > 1 ? std::atoi(arguments[1]) : 40;
     const unsigned seed = count > 2 ? static_cast<unsigned>(std::atoi(arguments[2])) : 1;
-    std::string folder = (std::filesystem::temp_directory_path() / "mnemo-kill-XXXXXX").string();
-    if (::mkdtemp(folder.data()) == nullptr) return 2;
+    Folder folder;
     int done = 0;
     try {
-        Parent parent(folder + "/store", seed);
+        Parent parent(folder / "store", seed);
         for (; done < kills; ++done) parent.kill_once();
         parent.report(kills);
     } catch (const std::exception& e) {
-        std::fprintf(stderr, "after %d kills with seed %u: %s\nleft in %s\n", done, seed, e.what(), folder.c_str());
+        folder.keep();
+        std::fprintf(stderr, "after %d kills with seed %u: %s\nleft in %s\n", done, seed, e.what(),
+                     folder.path().c_str());
         return 1;
     }
-    std::filesystem::remove_all(folder);
     return 0;
 }

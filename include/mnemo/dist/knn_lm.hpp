@@ -32,18 +32,12 @@ BuiltDatastore build_datastore(Ranks& ranks, H& host, ContextWindows& windows, S
             windows.next(batch);
             std::vector<std::int32_t> values;
             std::vector<std::pair<index_t, index_t>> pieces; // of the batch's keys: first, count
-            index_t scored = 0;
-            for (index_t row = 0; row < batch.rows; ++row) {
-                const auto of_row = batch.scored_targets(row);
-                const auto n = static_cast<index_t>(of_row.size());
-                if (batch.start[static_cast<std::size_t>(row)] >= min_context) {
-                    pieces.emplace_back(scored, n);
-                    values.insert(values.end(), of_row.begin(), of_row.end());
-                } else {
-                    built.skipped += n;
-                }
-                scored += n;
-            }
+            const index_t scored = batch.scored();
+            mnemo::detail::for_each_kept(batch, min_context, [&](index_t at, std::span<const std::int32_t> of_row) {
+                pieces.emplace_back(at, static_cast<index_t>(of_row.size()));
+                values.insert(values.end(), of_row.begin(), of_row.end());
+            });
+            built.skipped += scored - static_cast<index_t>(values.size());
             built.written += static_cast<index_t>(values.size());
             if (built.written > before) { // else an earlier run has written it
                 if (built.written - static_cast<index_t>(values.size()) < before)
@@ -90,12 +84,7 @@ KnnLmScores evaluate(Ranks& ranks, const M& memory, H& host, W& windows, P&& pro
         targets.clear(), log_p.clear();
         Rows keys(nullptr, 0, memory.store().key_dim());
         if (have) {
-            for (index_t row = 0; row < mine.rows; ++row) {
-                const auto of_row = mine.scored_targets(row);
-                targets.insert(targets.end(), of_row.begin(), of_row.end());
-            }
-            const ScoredTokens scored = host.score(mine);
-            expect_equal("score: keys of a batch", scored.keys.rows, static_cast<index_t>(targets.size()));
+            const ScoredTokens scored = mnemo::detail::score_batch(host, mine, targets);
             log_p.assign(scored.log_p.begin(), scored.log_p.end());
             keys = scored.keys;
         }

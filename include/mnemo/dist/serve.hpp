@@ -14,7 +14,6 @@
 #include <optional>
 #include <string>
 #include <thread>
-#include <typeinfo>
 #include <utility>
 #include <vector>
 
@@ -122,7 +121,7 @@ void serve_shard(const c10::intrusive_ptr<c10d::Store>& store, const ServeOption
                        bytes,
                        static_cast<std::int64_t>(identity),
                        k,
-                       detail::hash_of(typeid(RetrieverT).name())}
+                       detail::type_number<RetrieverT>()}
         .write(hello);
     link.post(hello.bytes);
     for (;;) {

@@ -9,7 +9,6 @@
 #include <limits>
 #include <optional>
 #include <string>
-#include <typeinfo>
 #include <utility>
 #include <vector>
 
@@ -235,8 +234,8 @@ template <class RetrieverT> struct Sharded {
             const auto everybody =
                 detail::agree<10>(ranks_, "sharded retrieval", names,
                                   {k_, queries_.cols, static_cast<std::int64_t>(self_.wire), self_.piece, self_.overlap,
-                                   detail::hash_of(typeid(RetrieverT).name()), store_.key_dim(), store_.size(),
-                                   queries_.rows, store_.local_size()},
+                                   detail::type_number<RetrieverT>(), store_.key_dim(), store_.size(), queries_.rows,
+                                   store_.local_size()},
                                   8, failure);
             index_t most = 0;
             for (std::size_t r = 0; r < world_; ++r) {

@@ -49,9 +49,7 @@ struct ShardsManifest {
     }
     static ShardsManifest parse(std::string_view source, const std::string& where) {
         const JsonObject json = JsonObject::parse(source, where);
-        if (json.string("format") != "mnemo shards") json.wrong("format", "\"mnemo shards\"");
-        if (json.integer("version") != kVersion)
-            json.wrong("version", text(kVersion, " (the version this program reads)"));
+        json.expect_format("mnemo shards", kVersion);
         ShardsManifest m;
         m.id = json.unsigned_integer("id");
         for (const auto& each : json.list("shards")) {

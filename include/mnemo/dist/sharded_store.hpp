@@ -3,6 +3,7 @@
 
 #include <mnemo/dist/ranks.hpp>
 #include <mnemo/dist/shard.hpp>
+#include <mnemo/text/hash.hpp>
 
 #include <algorithm>
 #include <array>
@@ -11,7 +12,9 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <type_traits>
+#include <typeinfo>
 #include <utility>
 #include <vector>
 
@@ -57,11 +60,9 @@ std::vector<std::array<std::int64_t, N>> agree(Ranks& ranks, const char* what, c
     return all;
 }
 
-/// A number for a text, the same in every process.
-inline std::int64_t hash_of(std::string_view s) {
-    std::uint64_t h = 0xcbf29ce484222325u; // FNV-1a
-    for (const char c : s) h = (h ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
-    return static_cast<std::int64_t>(h);
+/// A number for the type of a retriever, the same in every process.
+template <class RetrieverT> std::int64_t type_number() {
+    return static_cast<std::int64_t>(Hash64().add(std::string_view(typeid(RetrieverT).name())).value());
 }
 
 } // namespace detail

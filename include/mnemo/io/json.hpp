@@ -99,6 +99,11 @@ class JsonObject {
         }
         wrong(field, text("one of ", names));
     }
+    /// Throws unless the fields `format` and `version` are these.
+    void expect_format(const std::string& format, index_t version) const {
+        if (string("format") != format) wrong("format", in_quotes(format));
+        if (integer("version") != version) wrong("version", text(version, " (the version this program reads)"));
+    }
     /// Throws: the field is not what was expected.
     [[noreturn]] void wrong(const std::string& field, std::string_view expected) const {
         fail(where_, ": ", field, ": expected ", expected, ", got ", in_quotes(at(field).dump()));

@@ -106,9 +106,7 @@ struct Manifest {
 
     static Manifest parse(std::string_view source, const std::string& where) {
         const JsonObject json = JsonObject::parse(source, where);
-        if (json.string("format") != "mnemo datastore") json.wrong("format", "\"mnemo datastore\"");
-        if (json.integer("version") != kVersion)
-            json.wrong("version", text(kVersion, " (the version this program reads)"));
+        json.expect_format("mnemo datastore", kVersion);
         Manifest m;
         m.id = json.unsigned_integer("id");
         m.rows = json.integer("rows", 0, index_t{1} << 36); // 2^36 rows of 2^24 floats still have a size

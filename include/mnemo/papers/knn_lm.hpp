@@ -103,6 +103,17 @@ struct BuiltDatastore {
     index_t skipped = 0; // tokens whose block had too little context
 };
 
+namespace detail {
+/// f(at, values) for each row of a batch that has context enough: the keys of `values` begin with the batch's key `at`.
+inline void for_each_kept(const WindowBatch& batch, index_t min_context, auto&& f) {
+    for (index_t row = 0, at = 0; row < batch.rows; ++row) {
+        const auto values = batch.scored_targets(row);
+        if (batch.start[static_cast<std::size_t>(row)] >= min_context) f(at, values);
+        at += static_cast<index_t>(values.size());
+    }
+}
+} // namespace detail
+
 /// Appends a row for each scored token of `windows` to `store` (append(Rows, std::span<const std::int32_t>)), in the
 /// text's order: the key is the host's state, the value the token that followed. How many there will be is nobody's
 /// guess. Blocks with less than `min_context` tokens before them are left out, as the reference leaves out the first
@@ -116,17 +127,12 @@ BuiltDatastore build_datastore(H& host, W& windows, StoreT& store, index_t min_c
     while (windows.next(batch)) {
         const index_t scored = batch.scored(), before = built.written;
         Rows keys;
-        for (index_t row = 0, at = 0; row < batch.rows; ++row) {
-            const auto values = batch.scored_targets(row);
-            const auto n = static_cast<index_t>(values.size());
-            if (batch.start[static_cast<std::size_t>(row)] >= min_context) {
-                if (keys.rows == 0) keys = host.keys(batch); // not asked where nothing is written
-                expect_equal("build_datastore: keys of a batch", keys.rows, scored);
-                store.append(keys.slice(at, n), values);
-                built.written += n;
-            }
-            at += n;
-        }
+        detail::for_each_kept(batch, min_context, [&](index_t at, std::span<const std::int32_t> values) {
+            if (keys.rows == 0) keys = host.keys(batch); // not asked where nothing is written
+            expect_equal("build_datastore: keys of a batch", keys.rows, scored);
+            store.append(keys.slice(at, static_cast<index_t>(values.size())), values);
+            built.written += static_cast<index_t>(values.size());
+        });
         built.skipped += scored - (built.written - before);
         progress(built.written + built.skipped, static_cast<index_t>(windows.tokens()));
     }
@@ -145,23 +151,29 @@ struct KnnLmScores {
 };
 
 namespace detail {
+/// What the host says about a batch, whose targets are written to `targets`.
+template <ScoringHost H>
+ScoredTokens score_batch(H& host, const WindowBatch& batch, std::vector<std::int32_t>& targets) {
+    targets.clear();
+    for (index_t row = 0; row < batch.rows; ++row) {
+        const auto of_row = batch.scored_targets(row);
+        targets.insert(targets.end(), of_row.begin(), of_row.end());
+    }
+    const ScoredTokens scored = host.score(batch);
+    const auto n = static_cast<index_t>(targets.size());
+    expect_equal("score: keys of a batch", scored.keys.rows, n);
+    expect_equal("score: log-probabilities of a batch", static_cast<index_t>(scored.log_p.size()), n);
+    return scored;
+}
 /// f(scored, targets) for each batch of a text that the host scored.
 template <ScoringHost H, WindowSource W> void for_each_scored(H& host, W& windows, auto&& progress, auto&& f) {
     WindowBatch batch;
     std::vector<std::int32_t> targets;
     index_t done = 0;
     while (windows.next(batch)) {
-        targets.clear();
-        for (index_t row = 0; row < batch.rows; ++row) {
-            const auto of_row = batch.scored_targets(row);
-            targets.insert(targets.end(), of_row.begin(), of_row.end());
-        }
-        const ScoredTokens scored = host.score(batch);
-        const auto n = static_cast<index_t>(targets.size());
-        expect_equal("score: keys of a batch", scored.keys.rows, n);
-        expect_equal("score: log-probabilities of a batch", static_cast<index_t>(scored.log_p.size()), n);
+        const ScoredTokens scored = score_batch(host, batch, targets);
         f(scored, std::span<const std::int32_t>(targets));
-        progress(done += n, static_cast<index_t>(windows.tokens()));
+        progress(done += static_cast<index_t>(targets.size()), static_cast<index_t>(windows.tokens()));
     }
 }
 } // namespace detail

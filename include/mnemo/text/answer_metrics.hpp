@@ -138,6 +138,10 @@ struct AnswerSpan {
     index_t first = 0, last = 0;
     float score = 0; // start's and end's logits, added
 };
+/// Whether x comes before y: by score, then the earlier start, then the shorter.
+inline bool better_answer(const AnswerSpan& x, const AnswerSpan& y) {
+    return std::tuple(-x.score, x.first, x.last) < std::tuple(-y.score, y.first, y.last);
+}
 /// The best spans of one window, best first, by the `most` best starts and ends: in `allowed` (1: a token of the
 /// context), of up to `longest` tokens. Ties by the earlier start, then the shorter.
 inline std::vector<AnswerSpan> best_spans(std::span<const float> start, std::span<const float> end,
@@ -160,9 +164,7 @@ inline std::vector<AnswerSpan> best_spans(std::span<const float> start, std::spa
             if (last >= first && last - first < longest && allowed[a] != 0 && allowed[b] != 0)
                 out.push_back({first, last, start[a] + end[b]});
         }
-    std::sort(out.begin(), out.end(), [](const AnswerSpan& x, const AnswerSpan& y) {
-        return std::tuple(-x.score, x.first, x.last) < std::tuple(-y.score, y.first, y.last);
-    });
+    std::sort(out.begin(), out.end(), better_answer);
     out.resize(std::min(out.size(), static_cast<std::size_t>(std::max<index_t>(most, 0))));
     return out;
 }

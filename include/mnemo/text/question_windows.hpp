@@ -9,7 +9,6 @@
 #include <cstdint>
 #include <span>
 #include <string_view>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -122,9 +121,7 @@ inline std::vector<AnswerSpan> best_answers(std::span<const QuestionWindow> wind
             out.push_back(s);
         }
     }
-    std::sort(out.begin(), out.end(), [](const AnswerSpan& x, const AnswerSpan& y) {
-        return std::tuple(-x.score, x.first, x.last) < std::tuple(-y.score, y.first, y.last);
-    });
+    std::sort(out.begin(), out.end(), better_answer);
     std::vector<AnswerSpan> once;
     for (const AnswerSpan& s : out) {
         if (static_cast<index_t>(once.size()) >= most) break;
