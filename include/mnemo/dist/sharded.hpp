@@ -212,16 +212,16 @@ template <class RetrieverT> struct Sharded {
         };
 
         void agree() {
-            const char* const names[] = {"k",
-                                         "width of the queries",
-                                         "type of the queries on the wire",
-                                         "piece",
-                                         "overlap",
-                                         "type of the retriever",
-                                         "key_dim",
-                                         "entries of the store",
-                                         "queries",
-                                         "entries"};
+            const char* const names[detail::kAgreed] = {"k",
+                                                        "width of the queries",
+                                                        "type of the queries on the wire",
+                                                        "piece",
+                                                        "overlap",
+                                                        "type of the retriever",
+                                                        "key_dim",
+                                                        "entries of the store",
+                                                        "queries",
+                                                        "entries"};
             std::string failure;
             if (k_ < 0) failure = text("expected k >= 0, got ", k_);
             if (self_.piece < 1) failure = text("expected pieces of at least one query, got ", self_.piece);
@@ -231,12 +231,11 @@ template <class RetrieverT> struct Sharded {
                 failure = text("the shard: expected ", store_.local_size(), " entries as when it was counted, got ",
                                store_.shard().entries_now(), ": call refresh() on all ranks");
             if (failure.empty()) failure = not_representable();
-            const auto everybody =
-                detail::agree<10>(ranks_, "sharded retrieval", names,
-                                  {k_, queries_.cols, static_cast<std::int64_t>(self_.wire), self_.piece, self_.overlap,
-                                   detail::type_number<RetrieverT>(), store_.key_dim(), store_.size(), queries_.rows,
-                                   store_.local_size()},
-                                  8, failure);
+            const auto everybody = detail::agree(ranks_, "sharded retrieval", names,
+                                                 {k_, queries_.cols, static_cast<std::int64_t>(self_.wire), self_.piece,
+                                                  self_.overlap, detail::type_number<RetrieverT>(), store_.key_dim(),
+                                                  store_.size(), queries_.rows, store_.local_size()},
+                                                 8, failure);
             index_t most = 0;
             for (std::size_t r = 0; r < world_; ++r) {
                 counts_.push_back(everybody[r][8]);

@@ -219,17 +219,7 @@ class ShardedDatastoreWriter {
         : ranks_(std::move(ranks)), folder_(std::move(folder)) {}
     std::string own_folder() const { return folder_ + "/" + ShardsManifest::name_of_shard(ranks_->rank()); }
 
-    // What fails on one rank fails on all.
-    void together(auto&& work) {
-        std::string failure;
-        try {
-            work();
-        } catch (const std::exception& e) {
-            failure = e.what();
-        }
-        const char* const names[] = {"step"};
-        detail::agree<1>(*ranks_, "sharded datastore", names, {0}, 0, failure);
-    }
+    void together(auto&& work) { detail::together(*ranks_, "sharded datastore", work); }
     void write_manifest() {
         const char* const names[] = {"id", "id of the shard", "rows"};
         const auto all = detail::agree<3>(*ranks_, "sharded datastore", names,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <mnemo/dist/ranks.hpp>
+#include <mnemo/dist/agree.hpp>
 #include <mnemo/dist/shard.hpp>
 #include <mnemo/text/hash.hpp>
 
@@ -21,44 +21,6 @@
 namespace mnemo::nn {
 
 namespace detail {
-
-/// All ranks call it, those where nothing is wrong with an empty text; all throw what the first rank says.
-[[noreturn]] inline void fail_together(Ranks& ranks, const char* what, const std::string& failure) {
-    const at::Tensor own = at::empty({static_cast<std::int64_t>(failure.size())}, at::kByte);
-    std::copy(failure.begin(), failure.end(), own.data_ptr<std::uint8_t>());
-    const auto texts = ranks.gather(own);
-    for (std::size_t r = 0; r < texts.size(); ++r) {
-        const auto* data = texts[r].data_ptr<std::uint8_t>();
-        if (texts[r].numel() > 0) fail(what, ": rank ", r, ": ", std::string(data, data + texts[r].numel()));
-    }
-    fail(what, ": a rank failed without saying why");
-}
-
-/// Numbers that all ranks must have alike, with their names for a message. Called by all ranks together; every rank
-/// finds the same first difference and throws the same Error. `failure` is what has gone wrong on this rank before.
-/// Returns everybody's numbers, [ranks][n].
-template <std::size_t N>
-std::vector<std::array<std::int64_t, N>> agree(Ranks& ranks, const char* what, const char* const (&names)[N],
-                                               std::array<std::int64_t, N> own, std::size_t compared,
-                                               const std::string& failure = {}) {
-    at::Tensor row = at::empty({1, static_cast<std::int64_t>(N) + 1}, at::kLong);
-    std::copy(own.begin(), own.end(), row.data_ptr<std::int64_t>());
-    row.data_ptr<std::int64_t>()[N] = failure.empty() ? 0 : 1;
-    const auto world = static_cast<std::size_t>(ranks.size());
-    const auto rows = ranks.gather(row, std::vector<std::int64_t>(world, 1));
-    std::vector<std::array<std::int64_t, N>> all(world);
-    bool failed = false;
-    for (std::size_t r = 0; r < world; ++r) {
-        std::copy_n(rows[r].template data_ptr<std::int64_t>(), N, all[r].begin());
-        failed = failed || rows[r].template data_ptr<std::int64_t>()[N] != 0;
-    }
-    if (failed) fail_together(ranks, what, failure);
-    for (std::size_t i = 0; i < compared; ++i)
-        for (std::size_t r = 1; r < world; ++r)
-            if (all[r][i] != all[0][i])
-                fail(what, ": rank ", r, ": ", names[i], ": expected ", all[0][i], " as on rank 0, got ", all[r][i]);
-    return all;
-}
 
 /// A number for the type of a retriever, the same in every process.
 template <class RetrieverT> std::int64_t type_number() {
