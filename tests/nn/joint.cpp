@@ -77,6 +77,12 @@ struct Problem {
         }
         }
     }
+    // Others' keys have gradients, too.
+    void learn_others() {
+        in.others_learn = true;
+        for (auto* keys : {&in.keys_before, &in.keys_after})
+            for (at::Tensor& k : *keys) leaves.push_back(k.requires_grad_());
+    }
     // The loss and its gradients, times `factor`.
     std::vector<at::Tensor> run(bool fused, double factor = 1, FusedTiles tiles = {}) {
         at::Tensor rows;
@@ -118,6 +124,7 @@ void require_same(const at::Tensor& a, const at::Tensor& b, double rounding) {
 TEST_CASE("the fused loss equals the plain one") {
     for (std::int64_t seed = 0; seed < 60; ++seed) {
         Problem problem(seed, at::kFloat, seed % 4 == 3 ? 4 : 1);
+        if (seed % 3 == 0) problem.learn_others();
         const FusedTiles tiles{1 + seed % 33, 1 + seed % 17};
         const auto plain = problem.run(false, 0.5), fused = problem.run(true, 0.5, tiles);
         INFO("seed " << seed);

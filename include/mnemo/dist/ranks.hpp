@@ -280,6 +280,8 @@ class Ranks {
 
     int rank() const { return options_.rank; }
     int size() const { return options_.world; }
+    /// Whether a call has failed: every later one does.
+    bool broken() const { return broken_; }
     /// After which a rank that does not answer is an Error.
     std::chrono::milliseconds timeout() const { return options_.timeout; }
 
@@ -338,8 +340,34 @@ class Ranks {
         for (std::size_t r = 1; r < all.size(); ++r) out.add_(all[r]);
         return out.view(values.sizes());
     }
+    /// values [n], the same n on every rank and a multiple of size(), become their sums over ranks, as sum() gives
+    /// them, but a rank receives 2 n numbers instead of n size(): each adds up one part and hands it to the others.
+    /// `room`, [n] too, is written over; over a group nothing else is allocated.
+    void add_up(at::Tensor values, at::Tensor room) {
+        const std::int64_t world = size();
+        for (const at::Tensor* t : {&values, &room})
+            if (t->dim() != 1 || t->size(0) % world != 0 || !t->is_contiguous() || t->sizes() != values.sizes() ||
+                t->scalar_type() != values.scalar_type())
+                fail("ranks: adding up: expected twice the same contiguous [n], n a multiple of ", world, ", got ",
+                     describe(*t));
+        if (world == 1) return;
+        const std::vector<std::int64_t> parts(static_cast<std::size_t>(world), values.size(0) / world);
+        exchange_into(room, values, parts);
+        const at::Tensor rows = room.view({world, -1}), sum = rows[0];
+        for (std::int64_t r = 1; r < world; ++r) sum.add_(rows[r]);
+        for (std::int64_t r = 1; r < world; ++r) rows[r].copy_(sum);
+        exchange_into(values, room, parts);
+    }
 
   private:
+    void exchange_into(at::Tensor out, at::Tensor in, const std::vector<std::int64_t>& parts) {
+        guarded("adding up", [&] {
+            if (all_to_all_)
+                all_to_all_(out, in, parts, parts);
+            else
+                out.copy_(through_store([in, parts](detail::ThroughStore& s) { return s.exchange(in, parts, parts); }));
+        });
+    }
     // Not every call of the store gives up by itself when the process that runs it hangs.
     template <class F> std::invoke_result_t<F, detail::ThroughStore&> through_store(F work) {
         if (!through_store_)
@@ -411,15 +439,23 @@ class Ranks {
     bool broken_ = false;
 };
 
-/// Keys and targets of all ranks, without padding, as the losses want them.
-inline RankEntries gather_entries(Ranks& ranks, const TrimeBatch& batch) {
-    at::Tensor keys = batch.keys.detach().reshape({-1, batch.keys.size(-1)}), targets = batch.targets.reshape(-1);
+namespace detail {
+/// Keys and targets of a batch without padding.
+inline std::pair<at::Tensor, at::Tensor> entries_of(const TrimeBatch& batch) {
+    at::Tensor keys = batch.keys.reshape({-1, batch.keys.size(-1)}), targets = batch.targets.reshape(-1);
     if (!batch.lengths.empty()) {
         const at::Tensor lengths = at::tensor(std::vector<std::int64_t>(batch.lengths.begin(), batch.lengths.end()));
         const at::Tensor real = at::arange(batch.targets.size(1)).unsqueeze(0).lt(lengths.unsqueeze(1)).reshape(-1);
         const at::Tensor rows = at::nonzero(real).view(-1).to(keys.device());
         keys = keys.index_select(0, rows), targets = targets.index_select(0, rows);
     }
+    return {keys, targets};
+}
+} // namespace detail
+
+/// Keys and targets of all ranks, without padding, as the losses want them.
+inline RankEntries gather_entries(Ranks& ranks, const TrimeBatch& batch) {
+    const auto [keys, targets] = detail::entries_of(batch);
     return {ranks.gather(keys), ranks.gather(targets), static_cast<std::size_t>(ranks.rank())};
 }
 

@@ -295,7 +295,7 @@ struct FusedContext {
 struct FusedJoint : torch::autograd::Function<FusedJoint> {
     static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& features_in,
                               const at::Tensor& words_in, const at::Tensor& classes_in, const at::Tensor& bonus_in,
-                              const at::Tensor& keys_in, FusedContext* context) {
+                              const at::Tensor& keys_in, const at::Tensor& others_in, FusedContext* context) {
         const at::Tensor features = features_in.detach(), words = words_in.detach(), classes = classes_in.detach(),
                          keys = keys_in.detach();
         const Tiles tiles(features, context->tiles);
@@ -321,7 +321,14 @@ struct FusedJoint : torch::autograd::Function<FusedJoint> {
             return gradients && input.requires_grad() ? at::zeros(input.sizes(), options) : at::Tensor();
         };
         const at::Tensor d_features = zeros(features_in), d_words = zeros(words_in), d_classes = zeros(classes_in),
-                         d_bonus = zeros(bonus_in), d_keys = zeros(keys_in);
+                         d_bonus = zeros(bonus_in), d_keys = zeros(keys_in), d_others = zeros(others_in);
+        std::vector<at::Tensor> d_blocks(blocks.size()); // where a block's keys have gradients
+        d_blocks[own] = d_keys;
+        for (std::size_t b = 0, offset = 0; d_others.defined() && b < blocks.size(); ++b) {
+            if (b == own) continue;
+            d_blocks[b] = d_others.narrow(0, static_cast<std::int64_t>(offset), blocks[b].size(0));
+            offset += static_cast<std::size_t>(blocks[b].size(0));
+        }
         const at::Tensor loss = at::empty({rows}, options), sums = at::empty({4, gradients ? 0 : rows}, options);
         const std::int64_t step = std::min(context->tiles.rows, std::max<std::int64_t>(rows, 1));
         const at::Tensor buffer = at::empty({step, vocab}, options);
@@ -416,23 +423,22 @@ struct FusedJoint : torch::autograd::Function<FusedJoint> {
             const at::Tensor scaled_queries = q * factor;
             for (const Part& part : parts) {
                 const at::Tensor block = blocks[part.block].narrow(0, part.first, part.count);
+                const at::Tensor& d_all = d_blocks[part.block];
+                const at::Tensor d_block = d_all.defined() ? d_all.narrow(0, part.first, part.count) : d_all;
                 if (fast && context->top_k > 0 && block.scalar_type() == at::kFloat && block.stride(1) == 1) {
-                    add_few(tile.memory.narrow(1, part.column, part.count), block, scaled_queries, d_queries,
-                            part.block == own ? d_keys.narrow(0, part.first, part.count) : at::Tensor());
+                    add_few(tile.memory.narrow(1, part.column, part.count), block, scaled_queries, d_queries, d_block);
                     continue;
                 }
                 const at::Tensor g = tile.memory.narrow(1, part.column, part.count);
-                tiles.add_product(d_queries, g, blocks[part.block].narrow(0, part.first, part.count));
-                if (part.block == own) tiles.add_outer(d_keys.narrow(0, part.first, part.count), g, scaled_queries);
+                tiles.add_product(d_queries, g, block);
+                if (d_block.defined()) tiles.add_outer(d_block, g, scaled_queries);
             }
             d_keys.narrow(0, first, n).add_(d_queries.mul_(factor), context->scale);
         }
         context->token_loss = loss, context->sums = sums;
-        const std::pair<const at::Tensor&, const at::Tensor&> results[] = {{d_features, features_in},
-                                                                           {d_words, words_in},
-                                                                           {d_classes, classes_in},
-                                                                           {d_bonus, bonus_in},
-                                                                           {d_keys, keys_in}};
+        const std::pair<const at::Tensor&, const at::Tensor&> results[] = {
+            {d_features, features_in}, {d_words, words_in}, {d_classes, classes_in},
+            {d_bonus, bonus_in},       {d_keys, keys_in},   {d_others, others_in}};
         int i = 0;
         for (const auto& [gradient, input] : results)
             ctx->saved_data["gradient" + std::to_string(i++)] =
@@ -443,8 +449,8 @@ struct FusedJoint : torch::autograd::Function<FusedJoint> {
     static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                    torch::autograd::variable_list upstream) {
         // The buffers are handed out, not copied: a second run has none.
-        torch::autograd::variable_list out(6);
-        for (int i = 0; i < 5; ++i) {
+        torch::autograd::variable_list out(7);
+        for (int i = 0; i < 6; ++i) {
             auto& saved = ctx->saved_data["gradient" + std::to_string(i)];
             if (saved.isNone())
                 fail("fused loss: gradients are made once: a second backward pass (retain_graph) needs the plain loss");
@@ -559,7 +565,14 @@ inline at::Tensor fused_joint(const JointInputs& in, const FusedTiles& sizes, Fu
     const at::Tensor classes =
         in.output.bands.empty() ? in.features.new_empty({0, in.features.size(1)}) : in.output.classes;
     const at::Tensor keys = in.keys.defined() ? in.keys : in.features.new_empty({0, 1});
-    return FusedJoint::apply(in.features, in.output.words, classes, bonus, keys, &context);
+    at::Tensor others; // where they have gradients
+    if (in.others_learn) {
+        std::vector<at::Tensor> all = in.keys_before;
+        all.insert(all.end(), in.keys_after.begin(), in.keys_after.end());
+        if (!all.empty()) others = at::cat(all);
+    }
+    if (!others.defined()) others = keys.new_empty({0, keys.size(1)});
+    return FusedJoint::apply(in.features, in.output.words, classes, bonus, keys, others, &context);
 }
 
 } // namespace detail

@@ -124,14 +124,15 @@ struct JointInputs {
     at::Tensor logits;  // [T, V] instead of both
     at::Tensor targets; // Long [T]
     at::Tensor keys;    // [T, D_k]: the queries, and the entries after `before`; undefined: no memory, cross-entropy
-    // Entries of others, which are constants: keys [n, D_k] and labels Long [n] of each block.
+    // Entries of others, which are constants unless others_learn: keys [n, D_k] and labels Long [n] of each block.
     std::vector<at::Tensor> keys_before, labels_before, keys_after, labels_after;
+    bool others_learn = false;
     Visibility visible; // T rows; entries are those before, the T of the batch, those after
     MemoryScoring scoring;
     VocabularyParity parity;
 
     std::int64_t rows() const { return targets.size(0); }
-    at::Tensor all_keys() const { return joined(keys_before, keys, keys_after, true); }
+    at::Tensor all_keys() const { return joined(keys_before, keys, keys_after, !others_learn); }
     at::Tensor all_labels() const { return joined(labels_before, targets, labels_after, false); }
 
     /// Throws Error unless all shapes fit.

@@ -32,10 +32,12 @@ inline std::vector<index_t> lengths_of(const at::Tensor& targets, std::int64_t p
 }
 
 /// What the ranks of a job gathered: keys [n_r, D_k] and targets [n_r] of each, without padding. Those of the own rank
-/// are not read: the batch has them, with gradients, while other ranks' keys are constants as in the reference.
+/// are not read: the batch has them, with gradients, while other ranks' keys are constants as in the reference, unless
+/// they are `learned`.
 struct RankEntries {
     std::vector<at::Tensor> keys, targets;
     std::size_t rank = 0;
+    bool learned = false;
 };
 
 struct TrimeOptions {
@@ -106,6 +108,7 @@ struct TrimeRows {
             if (ranks.rank >= world || ranks.targets.size() != world)
                 fail("ranks: expected keys and targets of each of ", world, " ranks, own rank below it, got ",
                      ranks.targets.size(), " targets and rank ", ranks.rank);
+            in.others_learn = ranks.learned;
             for (std::size_t r = 0; r < world; ++r) {
                 if (r == ranks.rank) continue;
                 (r < ranks.rank ? in.keys_before : in.keys_after).push_back(ranks.keys[r]);
