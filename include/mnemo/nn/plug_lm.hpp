@@ -204,9 +204,20 @@ class KnowledgeAttentionImpl : public SourcedModule {
 };
 TORCH_MODULE(KnowledgeAttention);
 
+/// What memory layers read: a KnowledgeSnapshot, or the like of it whose entries are elsewhere, of which those that the
+/// last retrieval found can be read.
+template <class K>
+concept Knowledge = AssociativeStore<K> && requires(const K& knowledge, index_t row) {
+    { knowledge.value_dim() } -> std::convertible_to<index_t>;
+    { knowledge.key(row) } -> std::convertible_to<std::span<const half>>;
+    { knowledge.value(row) } -> std::convertible_to<std::span<const half>>;
+    { knowledge.document(row) } -> std::convertible_to<std::span<const std::uint16_t>>;
+};
+static_assert(Knowledge<KnowledgeSnapshot>);
+
 /// The keys and values of the rows that `hits` names, as floats: [B, k, key_dim] and [B, k, value_dim]. All rows must
 /// have the same number of hits.
-inline std::pair<at::Tensor, at::Tensor> gather(const KnowledgeSnapshot& snapshot, const Hits& hits) {
+std::pair<at::Tensor, at::Tensor> gather(const Knowledge auto& snapshot, const Hits& hits) {
     const index_t b = hits.rows(), k = b == 0 ? 0 : static_cast<index_t>(hits.ids(0).size());
     at::Tensor keys = at::empty({b, k, snapshot.key_dim()}, at::kFloat);
     at::Tensor values = at::empty({b, k, snapshot.value_dim()}, at::kFloat);
@@ -246,31 +257,45 @@ class MemoryLayerImpl : public SourcedModule {
     }
 
     /// hidden [B, T, d], mask [B, T] -> queries [B, q]. In training, batch norm couples the queries of a batch.
-    at::Tensor queries(const at::Tensor& hidden, const at::Tensor& mask) {
-        const at::Tensor u = projection_(pooler->forward(hidden, mask));
+    at::Tensor queries(const at::Tensor& hidden, const at::Tensor& mask) { return normed(pooled(hidden, mask)); }
+    /// The queries before batch norm, and what that makes of them.
+    at::Tensor pooled(const at::Tensor& hidden, const at::Tensor& mask) const {
+        return projection_(pooler->forward(hidden, mask));
+    }
+    at::Tensor normed(const at::Tensor& u) {
         if (!norm_weight_.defined()) return u;
         if (is_training() && u.size(0) < 2)
             fail("memory layer: batch norm of the queries: expected a training batch of at least 2 sequences, got ",
                  u.size(0), "; train with query_batchnorm off or in larger batches");
-        if (is_training()) batches_ += 1;
-        return at::batch_norm(u, norm_weight_, norm_bias_, running_mean_, running_var_, is_training(), 0.1, 1e-5,
-                              false);
+        const bool keeps = is_training() && tracks;
+        if (keeps) batches_ += 1;
+        return at::batch_norm(u, norm_weight_, norm_bias_, keeps || !is_training() ? running_mean_ : at::Tensor(),
+                              keeps || !is_training() ? running_var_ : at::Tensor(), is_training(), 0.1, 1e-5, false);
+    }
+    /// Whether a training batch moves batch norm's running numbers. Where batches are computed by several processes it
+    /// does not, and all of them track() Output::pooled of each batch, in the order of batches.
+    bool tracks = true;
+    void track(const at::Tensor& pooled_queries) {
+        if (!norm_weight_.defined()) return;
+        const at::NoGradGuard no_grad;
+        batches_ += 1;
+        at::batch_norm(pooled_queries, norm_weight_, norm_bias_, running_mean_, running_var_, true, 0.1, 1e-5, false);
     }
 
     /// What was recalled, by row of the snapshot (Attribution names the entries), and what was read of it.
     struct Output {
-        at::Tensor query;
+        at::Tensor pooled, query; // [B, q], before and after batch norm
         Hits hits;
         KnowledgeRead read;
     };
     /// `encode`, where given, makes keys and values [B, k, ...] for hits with gradient; stored ones are used otherwise.
-    template <class RetrieverT>
-    Output forward(const at::Tensor& hidden, const at::Tensor& mask, const KnowledgeSnapshot& snapshot,
-                   const RetrieverT& retriever,
+    template <Knowledge K, class RetrieverT>
+    Output forward(const at::Tensor& hidden, const at::Tensor& mask, const K& snapshot, const RetrieverT& retriever,
                    const std::function<std::pair<at::Tensor, at::Tensor>(const Hits&)>& encode = {},
                    const std::function<at::Tensor(const at::Tensor&)>& dropout = {}) {
         Output out;
-        out.query = queries(hidden, mask);
+        out.pooled = pooled(hidden, mask);
+        out.query = normed(out.pooled);
         out.hits = Detached<RetrieverT>{retriever}.retrieve(snapshot, out.query);
         const auto [keys, values] = encode ? encode(out.hits) : gather(snapshot, out.hits);
         out.read = attention->forward(hidden, out.query, keys, values, dropout);

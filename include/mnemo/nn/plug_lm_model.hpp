@@ -168,9 +168,8 @@ class PlugLmImpl : public torch::nn::Module {
     };
     /// tokens Long [B, T]. Entries are found by the keys that are stored, however old; what they say is encoded anew,
     /// with gradient, from the documents of `knowledge` where keys or values are not fixed.
-    template <class RetrieverT>
-    Output forward(const at::Tensor& tokens, const TokenInfo& info, const KnowledgeSnapshot& knowledge,
-                   const RetrieverT& retriever) {
+    template <Knowledge K, class RetrieverT>
+    Output forward(const at::Tensor& tokens, const TokenInfo& info, const K& knowledge, const RetrieverT& retriever) {
         Output out;
         const at::Tensor mask = info.mask.defined() ? info.mask : at::ones_like(tokens);
         std::function<at::Tensor(const at::Tensor&)> dropout, attention_dropout;
@@ -224,7 +223,7 @@ class PlugLmImpl : public torch::nn::Module {
     bool reencodes() const { return !encoder_.is_empty() && !stored_; }
 
   private:
-    std::pair<at::Tensor, at::Tensor> encoded(const KnowledgeSnapshot& knowledge, const Hits& hits,
+    std::pair<at::Tensor, at::Tensor> encoded(const Knowledge auto& knowledge, const Hits& hits,
                                               const std::function<at::Tensor(const at::Tensor&)>& dropout) const {
         const auto& m = config_.memory;
         const index_t b = hits.rows(), k = b == 0 ? 0 : static_cast<index_t>(hits.ids(0).size());
