@@ -23,14 +23,6 @@ using namespace mnemo::nn;
 
 namespace {
 
-template <class F> std::string error_of(F&& f) {
-    try {
-        f();
-    } catch (const Error& e) {
-        return e.what();
-    }
-    return {};
-}
 void expect_error(const std::string& got, std::string_view wanted) {
     require(got.find(wanted) != got.npos, text("'", wanted, "' in the error of every rank, got '", got, "'"));
 }
@@ -424,17 +416,11 @@ void plug_lm_resumes(const std::shared_ptr<Ranks>& ranks, const std::string& pat
 } // namespace
 
 int main() {
-    if (std::getenv("RANK") != nullptr) { // torchrun --no-python has started this
-        try {
-            const auto ranks = std::make_shared<Ranks>();
+    if (std::getenv("RANK") != nullptr) // torchrun --no-python has started this
+        return run_as_rank([](const RanksOptions& options) {
+            const auto ranks = std::make_shared<Ranks>(options);
             for (const auto work : {gradients, trime, plug_lm}) work(ranks);
-            std::printf("ok      rank %s of %s\n", std::getenv("RANK"), std::getenv("WORLD_SIZE"));
-            return 0;
-        } catch (const std::exception& e) {
-            std::fprintf(stderr, "rank %s: %s\n", std::getenv("RANK"), e.what());
-            return 1;
-        }
-    }
+        });
     bool passed = true;
     const auto with_ranks = [](auto work) {
         return [work](const RanksOptions& options) {
