@@ -64,6 +64,8 @@ ROWS = [
 # Runs a script that measures with time.perf_counter, in processor time.
 PROCESSOR_TIME = ("import runpy, sys, time; time.perf_counter = time.process_time; sys.argv = sys.argv[1:]; "
                   "runpy.run_path(sys.argv[0], run_name='__main__')")
+# Instructions that both sides are held to: FAISS's name for them, and that of a processor of OpenBLAS's without more.
+LEVELS = {"plain": ("NONE", "Prescott"), "avx2": ("AVX2", "Haswell"), "avx512": ("AVX512", "SkylakeX")}
 PEAKS = ("gemm_fp32", "gemm_bf16", "gemm_int8", "read_bandwidth")
 
 
@@ -143,6 +145,9 @@ def measure(options, shape, wanted, folder):
     paths = data_for(shape, folder)
     environment = dict(os.environ, **{v: str(shape["threads"]) for v in
                                       ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")})
+    if options.level:
+        environment["MNEMO_SIMD"] = options.level
+        environment["FAISS_SIMD_LEVEL"], environment["OPENBLAS_CORETYPE"] = LEVELS[options.level]
     mine = sorted({row[2] for row in wanted} | {row[3] for row in wanted if "linked" in row[3]})
     reference = sorted({"tail" if p.startswith("tail") else "machine" if p in PEAKS else p.rsplit("_", 1)[0] if p.startswith("ivf") else p
                         for _, _, _, p, _ in wanted if "linked" not in p and p != "one_thread"})
@@ -184,6 +189,8 @@ def main():
     parser.add_argument("--python", default=sys.executable, help="interpreter of the reference script")
     parser.add_argument("--processor-time", action="store_true",
                         help="count both sides' processor time, on a machine that is not quiet; one thread only")
+    parser.add_argument("--level", choices=LEVELS, help="hold both sides to these instructions: the exact searches alone, "
+                        "unpacked")
     parser.add_argument("--json", help="writes every number to this file")
     parser.add_argument("--plot", help="writes the ratios as an SVG")
     parser.add_argument("--data", default=os.path.join(tempfile.gettempdir(), "mnemo_bench_retrieval"))
@@ -192,6 +199,9 @@ def main():
 
     ids = set(filter(None, options.rows.split(",")))
     chosen = [row for row in ROWS if not ids or row[0].split()[0] in ids]
+    if options.level:
+        chosen = [(name, shape, "exact", peer, 1) for name, shape, case, peer, _ in chosen
+                  if case in ("packed", "exact") and "faiss" in peer and "unpacked" not in name]
     if not chosen:
         sys.exit(f"no row is called {options.rows}")
     if options.n:
