@@ -85,7 +85,7 @@ class PackedFile {
         const FilterFormat format = wanted ? *wanted : packed_format_for<MetricT>(keys);
         PackedKeys<MetricT> packed(keys.cols, format);
         if (!packed.view().runs_here())
-            fail(path, ": expected a processor with AVX-512 VNNI (int8) or BF16 (bfloat16) to pack keys");
+            fail(path, ": expected a processor with AVX2 or AVX-512 VNNI (int8), or BF16 (bfloat16), to pack keys");
         packed.centre_on(keys);
         ArrayFileWriter file(path, "packed", detail::packed_meta(MetricT::metric, format, keys.rows, keys.cols, of),
                              detail::packed_arrays(format, keys.rows, keys.cols));
@@ -126,7 +126,7 @@ class ListsFile {
         const auto width = static_cast<std::uint64_t>(lists.keys.d);
         arrays.push_back({"ids", 4 * places}), arrays.push_back({"centroids", 4 * n * width});
         arrays.push_back({"radius", 4 * n}), arrays.push_back({"first", 8 * (n + 1)});
-        if (!lists.keys.words) fail(path, ": expected lists with packed keys, got lists made without AVX-512 VNNI");
+        if (!lists.keys.words) fail(path, ": expected lists with packed keys, got lists made on a processor that cannot pack them");
         ArrayFileWriter file(path, "lists", std::move(meta), arrays);
         file.append(0, std::span(lists.keys.centre, width));
         detail::append_packed(file, lists.keys);

@@ -16,7 +16,7 @@ template <MetricTag MetricT> class Filter {
     /// Whether this machine, level and width have a filter.
     static bool available(index_t d) { return simd_level() >= SimdLevel::avx2 && d <= detail::kMostFilterWidth; }
     /// Whether it has integers; else only floats pay.
-    static bool has_integers() { return simd_level() >= SimdLevel::avx512_vnni; }
+    static bool has_integers() { return detail::multiplies_integers(); }
 
 #if MNEMO_X86
     /// Buffers for up to `block` queries of width d from `arena`.
@@ -62,7 +62,7 @@ template <MetricTag MetricT> class Filter {
         const index_t words = rounding_.words();
         for (index_t i = 0; i < all_; ++i) {
             std::uint32_t* out = rounded_ + i * planes_ * words;
-            const auto r = rounding_.round(queries[i].data(), MetricT::metric == Metric::l2 ? centre : zeros_, 128,
+            const auto r = rounding_.round(queries[i].data(), MetricT::metric == Metric::l2 ? centre : zeros_, true,
                                            scratch_, out, planes_ == 2 ? out + words : nullptr);
             if (!r.norms.usable()) return false;
             query_norms_[i] = r.norms;
@@ -274,6 +274,8 @@ template <MetricTag MetricT> class Filter {
         panel.bias = bias_;
     }
     unsigned multiply(const detail::Group& g, index_t rows, const detail::Panel& p, index_t words, float* out) const {
+        if (detail::is_integer(rounding_.format()) && level_ < SimdLevel::avx512)
+            return detail::multiply_int8_avx2(g, p, words, rows, planes_, out);
         if (planes_ == 2) {
             if (rows == 1) return detail::multiply_int8<1, 2>(g, p, words, out);
             if (rows == 2) return detail::multiply_int8<2, 2>(g, p, words, out);
@@ -287,9 +289,7 @@ template <MetricTag MetricT> class Filter {
         }
         if (rounding_.format() == FilterFormat::bfloat16) return detail::multiply_bfloat16<8>(g, p, words, out);
         if (level_ >= SimdLevel::avx512) return detail::multiply_float_avx512<8>(g, p, words, out);
-        const detail::Group half{g.words + 4, g.scale + 4, g.limit + 4, g.slope + 4, g.ratio};
-        return detail::multiply_float_avx2<4>(g, p, words, out) |
-               detail::multiply_float_avx2<4>(half, p, words, out + 4 * detail::kPanel) << 4;
+        return detail::multiply_float_avx2(g, p, words, out);
     }
 
     index_t d_, all_ = 0, queries_ = 0, planes_ = 1; // of the block, and those that are scanned for

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <mnemo/core/matrix_view.hpp>
+#include <mnemo/kernels/cpu.hpp>
 #include <mnemo/kernels/metric.hpp>
 #include <mnemo/kernels/score.hpp>
 
@@ -44,6 +45,10 @@ inline constexpr float kMostNorm = 1e15f;          // beyond, squares come near 
 inline constexpr index_t kMostFilterWidth = 65536; // 127 * 255 * d must fit an int32, and the bounds below hold
 
 constexpr bool is_integer(FilterFormat f) { return f <= FilterFormat::rotated_int8; }
+// Whether integers are multiplied here. AVX-512 without VNNI multiplies floats as fast.
+inline bool multiplies_integers() { return simd_level() == SimdLevel::avx2 || simd_level() >= SimdLevel::avx512_vnni; }
+// The largest integer of a query. Without VNNI sums of two products must fit 16 bits.
+inline int largest_of_query() { return simd_level() == SimdLevel::avx2 ? 63 : 127; }
 // Elements of a row as the first pass holds it: padded with zeros to whole vectors.
 constexpr index_t filter_stride(index_t d) { return (d + 63) / 64 * 64; }
 // 32-bit words of a rounded row.

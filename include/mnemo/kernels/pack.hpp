@@ -123,13 +123,15 @@ struct Rounded {
     float scale = 1, residual = 0;
     std::int32_t sum = 0;
 };
-// Signed 8-bit integers of a centred row, `offset` added. The row becomes what rounding has cut off, and its largest
-// magnitude is returned in `largest`.
-MNEMO_AVX512 inline Rounded round_to_int8(float* row, float& largest, index_t d, int offset, std::int8_t* out) {
+// Signed integers of a centred row, up to `most_int` <= 127 in magnitude, with `offset` added. The row becomes what
+// rounding has cut off, and its largest magnitude is returned in `largest`.
+MNEMO_AVX512 inline Rounded round_to_int8_avx512(float* row, float& largest, index_t d, int most_int, int offset,
+                                                 std::int8_t* out) {
     Rounded r;
-    r.scale = std::max(largest / 127, 1e-25f);
+    r.scale = std::max(largest / static_cast<float>(most_int), 1e-25f);
     const __m512 scale = _mm512_set1_ps(r.scale), inverse = _mm512_set1_ps(1 / r.scale);
-    const __m512i most = _mm512_set1_epi32(127), least = _mm512_set1_epi32(-127), shift = _mm512_set1_epi32(offset);
+    const __m512i most = _mm512_set1_epi32(most_int), least = _mm512_set1_epi32(-most_int),
+                  shift = _mm512_set1_epi32(offset);
     __m512 squares = _mm512_setzero_ps(), most_left = squares;
     __m512i sum = _mm512_setzero_si512();
     for (index_t j = 0; j < d; j += 16) {
@@ -147,6 +149,41 @@ MNEMO_AVX512 inline Rounded round_to_int8(float* row, float& largest, index_t d,
     r.residual = std::sqrt(_mm512_reduce_add_ps(squares)) * kNormUp + kLostNorm;
     largest = _mm512_reduce_max_ps(most_left);
     return r;
+}
+MNEMO_AVX2 inline Rounded round_to_int8_avx2(float* row, float& largest, index_t d, int most_int, int offset,
+                                             std::int8_t* out) {
+    Rounded r;
+    r.scale = std::max(largest / static_cast<float>(most_int), 1e-25f);
+    const __m256 scale = _mm256_set1_ps(r.scale), inverse = _mm256_set1_ps(1 / r.scale), sign = _mm256_set1_ps(-0.0f);
+    const __m256i most = _mm256_set1_epi32(most_int), least = _mm256_set1_epi32(-most_int),
+                  shift = _mm256_set1_epi32(offset);
+    __m256 squares = _mm256_setzero_ps(), most_left = squares;
+    __m256i sum = _mm256_setzero_si256();
+    for (index_t j = 0; j < d; j += 8) {
+        const __m256 x = _mm256_loadu_ps(row + j);
+        const __m256i i =
+            _mm256_max_epi32(least, _mm256_min_epi32(most, _mm256_cvtps_epi32(_mm256_mul_ps(x, inverse))));
+        const __m256 e = _mm256_fnmadd_ps(_mm256_cvtepi32_ps(i), scale, x);
+        _mm256_storeu_ps(row + j, e);
+        squares = _mm256_fmadd_ps(e, e, squares);
+        most_left = _mm256_max_ps(most_left, _mm256_andnot_ps(sign, e));
+        sum = _mm256_add_epi32(sum, i);
+        const __m256i shifted = _mm256_add_epi32(i, shift); // within -127 .. 127
+        const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(shifted), _mm256_extracti128_si256(shifted, 1));
+        _mm_storel_epi64(reinterpret_cast<__m128i*>(out + j), _mm_packs_epi16(words, words));
+    }
+    alignas(32) std::array<std::int32_t, 8> lane;
+    _mm256_store_si256(reinterpret_cast<__m256i*>(lane.data()), sum);
+    for (const std::int32_t s : lane) r.sum += s;
+    r.residual = std::sqrt(sum8(squares)) * kNormUp + kLostNorm;
+    largest = max8(most_left);
+    return r;
+}
+// Queries are stored unsigned, and as small as the products here want them.
+inline Rounded round_to_int8(float* row, float& largest, index_t d, bool query, std::int8_t* out) {
+    const int most = query ? largest_of_query() : 127, offset = query ? most + 1 : 0;
+    return simd_level() >= SimdLevel::avx512 ? round_to_int8_avx512(row, largest, d, most, offset, out)
+                                             : round_to_int8_avx2(row, largest, d, most, offset, out);
 }
 // To the nearest bfloat16, ties to even.
 MNEMO_AVX512 inline Rounded round_to_bfloat16(const float* row, index_t d, std::uint16_t* out) {
@@ -234,10 +271,9 @@ template <MetricTag MetricT> class Rounding {
         float squares; // |x'|^2
         Rounded first, second;
     };
-    // out [words] and, where `second` is given, another integer plane of what the first one cut off. `shift` is 128 for
-    // queries, whose integers are unsigned; scratch [stride].
+    // out [words] and, where `second` is given, another integer plane of what the first one cut off; scratch [stride].
     template <class T>
-    Row round(const T* row, const float* centre, int shift, float* scratch, std::uint32_t* out,
+    Row round(const T* row, const float* centre, bool query, float* scratch, std::uint32_t* out,
               std::uint32_t* second = nullptr) const {
         Row r{};
         float* centred = format_ == FilterFormat::float32 ? reinterpret_cast<float*>(out) : scratch;
@@ -245,10 +281,10 @@ template <MetricTag MetricT> class Rounding {
         r.squares = c.squares;
         if (is_integer(format_)) {
             if (format_ == FilterFormat::rotated_int8) c.largest = rotate_row(scratch, stride_);
-            r.first = round_to_int8(scratch, c.largest, stride_, shift, reinterpret_cast<std::int8_t*>(out));
+            r.first = round_to_int8(scratch, c.largest, stride_, query, reinterpret_cast<std::int8_t*>(out));
             c.norms.residual = r.first.residual;
             if (second) {
-                r.second = round_to_int8(scratch, c.largest, stride_, shift, reinterpret_cast<std::int8_t*>(second));
+                r.second = round_to_int8(scratch, c.largest, stride_, query, reinterpret_cast<std::int8_t*>(second));
                 c.norms.residual = r.second.residual + 0x1p-22f * r.first.residual; // what was cut off was rounded, too
             }
             if (format_ == FilterFormat::rotated_int8) c.norms.residual += kRotationError * c.norms.centred;
@@ -272,7 +308,7 @@ template <MetricTag MetricT> class Rounding {
                 out.bound[l] = 0;
                 continue;
             }
-            set(l, round(keys[l].data(), centre, 0, scratch, words_of_row), out);
+            set(l, round(keys[l].data(), centre, false, scratch, words_of_row), out);
         }
         transpose_panel(rows, words(), out.words);
     }
@@ -280,7 +316,7 @@ template <MetricTag MetricT> class Rounding {
     template <class T>
     void pack_one(const T* key, index_t lane, const float* centre, float* scratch, std::uint32_t* row,
                   Panel out) const {
-        set(lane, round(key, centre, 0, scratch, row), out);
+        set(lane, round(key, centre, false, scratch, row), out);
         for (index_t w = 0; w < words(); ++w) out.words[w * kPanel + lane] = row[w];
     }
 

@@ -30,15 +30,14 @@ struct PackedView {
     index_t panels() const { return (rows + detail::kPanel - 1) / detail::kPanel; }
     /// Whether this machine, at this level, has the instructions for the format.
     bool runs_here() const {
-        return simd_level() >= (detail::is_integer(format)         ? SimdLevel::avx512_vnni
-                                : format == FilterFormat::bfloat16 ? SimdLevel::avx512_bf16
-                                                                   : SimdLevel::avx2);
+        if (detail::is_integer(format)) return detail::multiplies_integers();
+        return simd_level() >= (format == FilterFormat::bfloat16 ? SimdLevel::avx512_bf16 : SimdLevel::avx2);
     }
 };
 
 /// Owns such a copy and keeps it right: `follow` after an append, `replace` after a replacement; what was erased is
 /// left out by the search. Writing is exclusive; a view holds until the next write. On a machine without the
-/// instructions for the format (AVX-512 with VNNI, or with BF16) it stays empty.
+/// instructions for the format (AVX2, or AVX-512 with BF16) it stays empty.
 template <MetricTag MetricT> class PackedKeys {
   public:
     explicit PackedKeys(index_t d, FilterFormat format = FilterFormat::int8)

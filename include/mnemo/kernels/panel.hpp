@@ -149,42 +149,103 @@ MNEMO_AVX512 inline unsigned multiply_float_avx512(const Group& g, const Panel& 
     }
     return store_and_compare<M>(sum, g, out);
 }
-// Half a panel at a time, and the caller half a group: 12 sums, 3 vectors of keys and a query fill the 16 registers.
-template <int M>
-MNEMO_AVX2 inline unsigned multiply_float_avx2(const Group& g, const Panel& p, index_t words, float* out) {
-    const auto *keys = reinterpret_cast<const float*>(p.words), *q = reinterpret_cast<const float*>(g.words);
+// A bit for each of the first `queries` rows of t [queries, kPanel] that reaches its limit.
+MNEMO_AVX2 inline unsigned compare_avx2(const float* t, index_t queries, const Group& g) {
     unsigned hits = 0;
-    for (index_t first = 0; first < kPanel; first += 24) {
-        __m256 sum[M][3];
+    for (index_t m = 0; m < queries; ++m) {
+        const __m256 limit = _mm256_set1_ps(g.limit[m]);
+        int any = 0;
         MNEMO_UNROLL
-        for (int m = 0; m < M; ++m) {
-            MNEMO_UNROLL
-            for (int v = 0; v < 3; ++v) sum[m][v] = _mm256_loadu_ps(p.bias + first + 8 * v);
-        }
-        for (index_t w = 0; w < words; ++w) {
-            __m256 key[3];
-            MNEMO_UNROLL
-            for (int v = 0; v < 3; ++v) key[v] = _mm256_loadu_ps(keys + w * kPanel + first + 8 * v);
-            MNEMO_UNROLL
-            for (int m = 0; m < M; ++m) {
-                const __m256 a = _mm256_broadcast_ss(q + w * kGroup + m);
-                MNEMO_UNROLL
-                for (int v = 0; v < 3; ++v) sum[m][v] = _mm256_fmadd_ps(a, key[v], sum[m][v]);
-            }
-        }
-        MNEMO_UNROLL
-        for (int m = 0; m < M; ++m) {
-            const __m256 limit = _mm256_set1_ps(g.limit[m]);
-            int any = 0;
-            MNEMO_UNROLL
-            for (int v = 0; v < 3; ++v) {
-                any |= _mm256_movemask_ps(_mm256_cmp_ps(sum[m][v], limit, _CMP_GE_OQ));
-                _mm256_storeu_ps(out + m * kPanel + first + 8 * v, sum[m][v]);
-            }
-            hits |= any ? 1u << m : 0u;
-        }
+        for (int v = 0; v < kPanel / 8; ++v)
+            any |= _mm256_movemask_ps(_mm256_cmp_ps(_mm256_loadu_ps(t + m * kPanel + 8 * v), limit, _CMP_GE_OQ));
+        hits |= any ? 1u << m : 0u;
     }
     return hits;
+}
+// Half a group and a part of the panel at a time, as much as fills the 16 registers. The part's keys stay in the
+// first-level cache for the other half of the group.
+MNEMO_AVX2 inline unsigned multiply_float_avx2(const Group& g, const Panel& p, index_t words, float* out) {
+    constexpr int M = kGroup / 2;
+    const auto *keys = reinterpret_cast<const float*>(p.words), *q = reinterpret_cast<const float*>(g.words);
+    for (index_t first = 0; first < kPanel; first += 24)
+        for (index_t half = 0; half < kGroup; half += M) {
+            __m256 sum[M][3];
+            MNEMO_UNROLL
+            for (int m = 0; m < M; ++m) {
+                MNEMO_UNROLL
+                for (int v = 0; v < 3; ++v) sum[m][v] = _mm256_loadu_ps(p.bias + first + 8 * v);
+            }
+            for (index_t w = 0; w < words; ++w) {
+                __m256 key[3];
+                MNEMO_UNROLL
+                for (int v = 0; v < 3; ++v) key[v] = _mm256_loadu_ps(keys + w * kPanel + first + 8 * v);
+                MNEMO_UNROLL
+                for (int m = 0; m < M; ++m) {
+                    const __m256 a = _mm256_broadcast_ss(q + w * kGroup + half + m);
+                    MNEMO_UNROLL
+                    for (int v = 0; v < 3; ++v) sum[m][v] = _mm256_fmadd_ps(a, key[v], sum[m][v]);
+                }
+            }
+            MNEMO_UNROLL
+            for (int m = 0; m < M; ++m) {
+                MNEMO_UNROLL
+                for (int v = 0; v < 3; ++v) _mm256_storeu_ps(out + (half + m) * kPanel + first + 8 * v, sum[m][v]);
+            }
+        }
+    return compare_avx2(out, kGroup, g);
+}
+// Of the first `queries` queries. Two products of bytes fit 16 bits, as queries have 7 (largest_of_query); with two
+// planes the rows 2 m and 2 m + 1 of the group are query m.
+MNEMO_AVX2 inline unsigned multiply_int8_avx2(const Group& g, const Panel& p, index_t words, index_t queries,
+                                              index_t planes, float* out) {
+    constexpr int M = 4;
+    const __m256i ones = _mm256_set1_epi16(1);
+    const __m256 ratio = _mm256_set1_ps(g.ratio);
+    for (index_t first = 0; first < kPanel; first += 16)
+        for (index_t half = 0; half < queries * planes; half += M) {
+            __m256i sum[M][2];
+            MNEMO_UNROLL
+            for (int m = 0; m < M; ++m) {
+                MNEMO_UNROLL
+                for (int v = 0; v < 2; ++v) // queries are stored + 64
+                    sum[m][v] = _mm256_srai_epi32(
+                        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p.offset + first + 8 * v)), 1);
+            }
+            for (index_t w = 0; w < words; ++w) {
+                __m256i key[2];
+                MNEMO_UNROLL
+                for (int v = 0; v < 2; ++v)
+                    key[v] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p.words + w * kPanel + first + 8 * v));
+                MNEMO_UNROLL
+                for (int m = 0; m < M; ++m) {
+                    const __m256i a = _mm256_set1_epi32(static_cast<int>(g.words[w * kGroup + half + m]));
+                    MNEMO_UNROLL
+                    for (int v = 0; v < 2; ++v)
+                        sum[m][v] =
+                            _mm256_add_epi32(sum[m][v], _mm256_madd_epi16(_mm256_maddubs_epi16(a, key[v]), ones));
+                }
+            }
+            MNEMO_UNROLL
+            for (int v = 0; v < 2; ++v) {
+                const index_t at = first + 8 * v;
+                const __m256i both = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p.bound + at));
+                const __m256 rounded =
+                    _mm256_castsi256_ps(_mm256_and_si256(both, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+                const __m256 width = _mm256_fmadd_ps(ratio, rounded, _mm256_castsi256_ps(_mm256_slli_epi32(both, 16)));
+                const __m256 scale = _mm256_loadu_ps(p.scale + at), bias = _mm256_loadu_ps(p.bias + at);
+                MNEMO_UNROLL
+                for (int m = 0; m < M; ++m) {
+                    const index_t row = half + m, query = row / planes;
+                    float* const t = out + query * kPanel + at;
+                    const __m256 before = row % planes == 0
+                                              ? _mm256_fmadd_ps(_mm256_set1_ps(g.slope[query]), width, bias)
+                                              : _mm256_loadu_ps(t);
+                    _mm256_storeu_ps(t, _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum[m][v]),
+                                                        _mm256_mul_ps(scale, _mm256_set1_ps(g.scale[row])), before));
+                }
+            }
+        }
+    return compare_avx2(out, queries, g);
 }
 
 // Takes the lanes of t [kPanel] that reach the limit: t + more, under the ids of the lanes.
