@@ -63,6 +63,7 @@
 #include <mnemo/retrieve/first_hits.hpp>
 #include <mnemo/retrieve/follow.hpp>
 #include <mnemo/retrieve/in_parts.hpp>
+#include <mnemo/retrieve/learn_centroids.hpp>
 #include <mnemo/retrieve/lists.hpp>
 #include <mnemo/retrieve/neighbour_graph.hpp>
 #include <mnemo/retrieve/nothing.hpp>

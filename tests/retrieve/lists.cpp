@@ -146,6 +146,19 @@ TEST_CASE("an interrupted build goes on") {
     CHECK_THROWS(ListsBuilder<L2>(keys, {.lists = 21}, {}, builder.draft()));
 }
 
+TEST_CASE("keys join the lists of centroids that are there") {
+    const Matrix keys = clustered(kKeys, 12, 1);
+    const ListsOptions options{.lists = 60, .rounds = 3};
+    ListsBuilder<L2> whole(keys, options);
+    const KeyLists lists = whole.build();
+    const index_t few = 40; // fewer than lists
+    const ListsDraft learned{options.rounds, whole.draft().centroids, {}};
+    ListsBuilder<L2> part(Rows(keys).slice(0, few), {.rounds = 3}, {}, learned);
+    CHECK(part.build().centroids == lists.centroids);
+    CHECK(std::equal(part.draft().assigned.begin(), part.draft().assigned.end(), whole.draft().assigned.begin()));
+    CHECK(part.draft().assigned.size() == static_cast<std::size_t>(few));
+}
+
 TEST_CASE("lists that do not fit") {
     const Matrix keys = clustered(100, 8, 1);
     TokenStore<> store(8), small(8), wide(9);

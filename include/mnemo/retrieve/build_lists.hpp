@@ -2,12 +2,10 @@
 #pragma once
 
 #include <mnemo/kernels/key_lists.hpp>
-#include <mnemo/retrieve/exact.hpp>
-#include <mnemo/store/tokens.hpp>
+#include <mnemo/retrieve/learn_centroids.hpp>
 
 #include <algorithm>
 #include <optional>
-#include <random>
 #include <utility>
 #include <vector>
 
@@ -23,7 +21,23 @@ struct ListsOptions {
     std::optional<FilterFormat> format = std::nullopt; // of the packed keys; none: chosen by the keys
 };
 
-/// What a build has done so far; it can be saved and gone on with.
+/// Which keys the centroids are learned from: `rows` of them, each `step`-th of the store from the first on.
+struct ListsSample {
+    index_t lists = 1, rows = 0, step = 1;
+
+    ListsSample(index_t keys, const ListsOptions& o) {
+        if (keys < 1) fail("inverted lists: expected keys, got none");
+        if (o.lists < 0 || o.sample < 1 || o.rounds < 1 || o.chunk < 1)
+            fail("inverted lists: expected positive options");
+        lists = o.lists > 0 ? o.lists : static_cast<index_t>(4 * std::sqrt(static_cast<double>(keys)));
+        lists = std::clamp<index_t>(lists, 1, keys);
+        step = std::max<index_t>(keys / (lists * o.sample), 1);
+        rows = std::min(keys / step, lists * o.sample);
+    }
+};
+
+/// What a build has done so far; it can be saved and gone on with. One that has had all its rounds may be that of a
+/// larger store: its centroids are taken as they are.
 struct ListsDraft {
     int rounds = 0;
     Matrix centroids;                   // [lists, d]
@@ -37,18 +51,16 @@ template <MetricTag MetricT, Executor X = Serial> class ListsBuilder {
     /// For the keys of a store, which must not change meanwhile. A `draft` of the same keys and options is gone on
     /// with.
     ListsBuilder(const KeyRows& keys, ListsOptions options, X executor = {}, ListsDraft draft = {})
-        : keys_(keys), options_(options), executor_(executor), draft_(std::move(draft)) {
-        if (keys.rows < 1) fail("ListsBuilder: expected keys, got none");
+        : keys_(keys), options_(options), sample_(keys.rows, options), executor_(executor), draft_(std::move(draft)) {
         if (keys.rows >= index_t{ListsView::kNone})
             fail("ListsBuilder: expected fewer than 2^32 - 1 keys, got ", keys.rows);
-        if (options.lists < 0 || options.sample < 1 || options.rounds < 1 || options.chunk < 1)
-            fail("ListsBuilder: expected positive options");
-        lists_ =
-            options.lists > 0 ? options.lists : static_cast<index_t>(4 * std::sqrt(static_cast<double>(keys.rows)));
-        lists_ = std::clamp<index_t>(lists_, 1, keys.rows);
-        if (draft_.rounds > 0 && (draft_.centroids.rows != lists_ || draft_.centroids.cols != keys.cols ||
-                                  static_cast<index_t>(draft_.assigned.size()) > keys.rows))
-            fail("ListsBuilder: expected a draft of ", lists_, " lists of width ", keys.cols, " for ", keys.rows,
+        if (draft_.rounds == 0) return;
+        const bool learned = draft_.rounds == options.rounds && draft_.centroids.rows > 0 &&
+                             (options.lists == 0 || options.lists == draft_.centroids.rows);
+        if (learned) sample_.lists = draft_.centroids.rows;
+        if (draft_.centroids.rows != sample_.lists || draft_.centroids.cols != keys.cols ||
+            static_cast<index_t>(draft_.assigned.size()) > keys.rows)
+            fail("ListsBuilder: expected a draft of ", sample_.lists, " lists of width ", keys.cols, " for ", keys.rows,
                  " keys, got ", draft_.centroids.rows, " of width ", draft_.centroids.cols);
     }
 
@@ -61,12 +73,14 @@ template <MetricTag MetricT, Executor X = Serial> class ListsBuilder {
     /// One more step; false when none is left.
     bool step() {
         if (draft_.rounds < options_.rounds) {
-            learn();
+            const WholeSample sample{read(0, sample_.rows, sample_.step), executor_};
+            detail::learn_centroids(sample, sample_.lists, options_.seed + static_cast<std::uint64_t>(draft_.rounds),
+                                    draft_.centroids);
             ++draft_.rounds;
         } else if (static_cast<index_t>(draft_.assigned.size()) < keys_.rows) {
             const auto first = static_cast<index_t>(draft_.assigned.size());
             const Matrix rows = read(first, std::min(options_.chunk, keys_.rows - first), 1);
-            assign(rows, draft_.assigned);
+            detail::append_nearest(draft_.centroids, rows, executor_, draft_.assigned);
         }
         return done() < total();
     }
@@ -85,7 +99,7 @@ template <MetricTag MetricT, Executor X = Serial> class ListsBuilder {
         out.metric = MetricT::metric, out.d = keys_.cols, out.entries = keys_.rows;
         out.format = options_.format ? *options_.format : packed_format_for<MetricT>(keys_);
         out.centroids = draft_.centroids.data;
-        std::vector<std::int64_t> count(size(lists_)), next;
+        std::vector<std::int64_t> count(size(sample_.lists)), next;
         for (const std::int32_t list : draft_.assigned) ++count[size(list)];
         out.first.push_back(0);
         for (const std::int64_t n : count)
@@ -104,59 +118,34 @@ template <MetricTag MetricT, Executor X = Serial> class ListsBuilder {
   private:
     static std::size_t size(index_t n) { return static_cast<std::size_t>(n); }
 
-    // Keys first, first + step, ... as floats; normalised for Cosine.
+    struct WholeSample { // for detail::learn_centroids
+        Matrix keys;
+        const X& executor;
+        index_t rows() const { return keys.rows; }
+        Matrix at(const std::vector<index_t>& chosen) const {
+            Matrix out(static_cast<index_t>(chosen.size()), keys.cols);
+            for (index_t i = 0; i < out.rows; ++i) {
+                const auto row = keys[chosen[size(i)]];
+                std::copy(row.begin(), row.end(), out[i].begin());
+            }
+            return out;
+        }
+        std::vector<double> sums(const Matrix& centroids) const {
+            std::vector<std::int32_t> nearest;
+            detail::append_nearest(centroids, keys, executor, nearest);
+            std::vector<double> out(size(centroids.rows * (centroids.cols + 1)));
+            detail::add_to_nearest(keys, nearest, out.data());
+            return out;
+        }
+    };
     Matrix read(index_t first, index_t n, index_t step) const {
         Matrix out(n, keys_.cols);
-        for (index_t i = 0; i < n; ++i) {
-            keys_.read(first + i * step, out[i]);
-            if constexpr (MetricT::metric == Metric::cosine) {
-                const float squares = score<InnerProduct>(std::as_const(out)[i], std::as_const(out)[i]);
-                const float factor = squares > 0 ? 1 / std::sqrt(squares) : 0.0f;
-                for (float& x : out[i]) x *= factor;
-            }
-        }
+        detail::read_keys<MetricT>(keys_, first, step, out);
         return out;
-    }
-    // Appends the nearest centroid of each row.
-    void assign(const Matrix& rows, std::vector<std::int32_t>& out) const {
-        TokenStore<> centroids(keys_.cols);
-        centroids.append(draft_.centroids, std::vector<std::int32_t>(size(lists_)));
-        const Hits hits = Exact<L2, X>{1, executor_}.retrieve(centroids, rows);
-        for (index_t i = 0; i < rows.rows; ++i)
-            out.push_back(hits.ids(i).empty() ? 0 : static_cast<std::int32_t>(hits.ids(i)[0]));
-    }
-    // A round of k-means on a sample. A centroid that lost all its keys moves to a key drawn by chance.
-    void learn() {
-        const index_t step = std::max<index_t>(keys_.rows / (lists_ * options_.sample), 1);
-        const Matrix sample = read(0, std::min(keys_.rows / step, lists_ * options_.sample), step);
-        std::mt19937_64 gen(options_.seed + static_cast<std::uint64_t>(draft_.rounds));
-        if (draft_.rounds == 0) {
-            std::vector<index_t> rows(size(sample.rows));
-            for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<index_t>(i);
-            draft_.centroids = Matrix(lists_, keys_.cols);
-            for (index_t l = 0; l < lists_; ++l) {
-                std::swap(rows[size(l % sample.rows)],
-                          rows[size(l % sample.rows) + gen() % size(sample.rows - l % sample.rows)]);
-                std::copy_n(sample[rows[size(l % sample.rows)]].begin(), keys_.cols, draft_.centroids[l].begin());
-            }
-        }
-        std::vector<std::int32_t> nearest;
-        assign(sample, nearest);
-        std::vector<double> sums(draft_.centroids.data.size()), count(size(lists_));
-        for (index_t i = 0; i < sample.rows; ++i) {
-            const std::size_t l = size(nearest[size(i)]);
-            ++count[l];
-            for (std::size_t j = 0; j < size(keys_.cols); ++j) sums[l * size(keys_.cols) + j] += sample[i][j];
-        }
-        for (index_t l = 0; l < lists_; ++l)
-            for (std::size_t j = 0, lost = gen() % size(sample.rows); j < size(keys_.cols); ++j)
-                draft_.centroids[l][j] = count[size(l)] > 0
-                                             ? static_cast<float>(sums[size(l) * size(keys_.cols) + j] / count[size(l)])
-                                             : sample[static_cast<index_t>(lost)][j];
     }
     // Distances in double, so that only the last rounding is left: it goes up.
     void find_radius(KeyLists& out) const {
-        out.radius.assign(size(lists_), 0.0f);
+        out.radius.assign(size(sample_.lists), 0.0f);
         for (std::size_t id = 0; id < draft_.assigned.size(); ++id) {
             const Matrix key = read(static_cast<index_t>(id), 1, 1);
             const index_t list = draft_.assigned[id];
@@ -200,7 +189,7 @@ template <MetricTag MetricT, Executor X = Serial> class ListsBuilder {
 
     KeyRows keys_;
     ListsOptions options_;
-    index_t lists_ = 0;
+    ListsSample sample_;
     X executor_;
     ListsDraft draft_;
 };
