@@ -70,15 +70,25 @@ inline constexpr auto better_hit = [](const std::pair<float, index_t>& a, const 
     return a.first != b.first ? a.first > b.first : a.second < b.second;
 };
 
+/// What searches part i of a shard: a retriever with an index for each part hands one out.
+decltype(auto) of_part(const auto& retriever, std::size_t i) {
+    if constexpr (requires { retriever.of_part(i); })
+        return retriever.of_part(i);
+    else
+        return (retriever);
+}
+
 /// The best `width` hits of a rank's parts for each query, in order: f(query, place, score, row of the shard), then
 /// done(query, how many).
 template <class RetrieverT, class S>
 void search_parts(const RetrieverT& retriever, const Shard<S>& shard, Rows queries, index_t width, auto&& f,
                   auto&& done) {
     using Part = typename Shard<S>::part_type;
-    std::vector<recall_t<RetrieverT, Part, Rows>> found;
+    using OfPart = std::remove_cvref_t<decltype(of_part(retriever, 0))>;
+    std::vector<recall_t<OfPart, Part, Rows>> found;
     for (std::size_t i = 0; i < shard.parts(); ++i)
-        if (queries.rows > 0 && shard.part(i).size() > 0) found.push_back(retriever.retrieve(shard.part(i), queries));
+        if (queries.rows > 0 && shard.part(i).size() > 0)
+            found.push_back(of_part(retriever, i).retrieve(shard.part(i), queries));
     std::vector<std::pair<float, index_t>> hits;
     for (index_t q = 0; q < queries.rows; ++q) {
         hits.clear();

@@ -91,6 +91,8 @@ class DatastoreRange {
         return store_->keys().visit([&](auto rows) { return KeyRows(rows.slice(first_, count_)); });
     }
     IdSet erased() const { return {erased_}; }
+    /// The first one's id in the datastore.
+    index_t first() const { return first_; }
     const Datastore& datastore() const { return *store_; }
 
   private:
@@ -105,16 +107,10 @@ static_assert(KeyedStore<DatastoreRange> && MarksErased<DatastoreRange> && Token
 inline ShardedStore<DatastoreRange> open_sharded(const std::shared_ptr<Ranks>& ranks, const std::string& folder,
                                                  const Fingerprint& expected = {}, OpenOptions options = {}) {
     // One rank reads: the others see the same, whatever is committed meanwhile.
-    std::string failure, source;
-    if (ranks->rank() == 0) {
-        try {
-            source = ShardsManifest::read(folder).to_json();
-        } catch (const std::exception& e) {
-            failure = e.what();
-        }
-    }
-    const char* const names[] = {"bytes"};
-    detail::agree<1>(*ranks, "sharded datastore", names, {0}, 0, failure);
+    std::string source;
+    detail::together(*ranks, "sharded datastore", [&] {
+        if (ranks->rank() == 0) source = ShardsManifest::read(folder).to_json();
+    });
     const at::Tensor bytes = at::empty({static_cast<std::int64_t>(source.size())}, at::kByte);
     std::copy(source.begin(), source.end(), bytes.data_ptr<std::uint8_t>());
     const at::Tensor all = ranks->gather(bytes)[0];
@@ -124,7 +120,7 @@ inline ShardedStore<DatastoreRange> open_sharded(const std::shared_ptr<Ranks>& r
     const index_t rows = manifest.rows(), first = rows * ranks->rank() / ranks->size(),
                   last = rows * (ranks->rank() + 1) / ranks->size();
     std::vector<DatastoreRange> parts;
-    try {
+    detail::together(*ranks, "sharded datastore", [&] {
         index_t at = 0;
         for (const ShardsManifest::Shard& shard : manifest.shards) {
             const index_t from = std::clamp(first - at, index_t{0}, shard.rows),
@@ -137,10 +133,7 @@ inline ShardedStore<DatastoreRange> open_sharded(const std::shared_ptr<Ranks>& r
                 fail(where, ": id: expected ", shard.id, ", that of mnemo_shards.json, got ", store->manifest().id);
             parts.emplace_back(std::move(store), from, to - from);
         }
-    } catch (const std::exception& e) {
-        failure = e.what();
-    }
-    detail::agree<1>(*ranks, "sharded datastore", names, {0}, 0, failure);
+    });
     return {ranks, std::move(parts), manifest.id};
 }
 
