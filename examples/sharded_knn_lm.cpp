@@ -13,27 +13,27 @@
 #include <mnemo/app/table.hpp>
 #include <mnemo/dist/knn_lm.hpp>
 #include <mnemo/dist/sharded.hpp>
+#include <mnemo/dist/sharded_lists.hpp>
 
 #include <CLI/CLI.hpp>
 
 #include <chrono>
 #include <fstream>
+#include <random>
 
 // p(token | last) = 0.9 pairs + 0.1 (unigram, smoothed), counted in `text`.
 class PairCounts {
   public:
     static constexpr index_t kWidth = 128, kLast = 12;
 
-    PairCounts(std::span<const std::int32_t> text, index_t vocab) : vocab_(vocab), counts_(vocab) {
-        for (const std::int32_t token : text) ++counts_[token];
-        for (std::size_t i = 1; i < text.size(); ++i) ++pairs_[pair(text[i - 1], text[i])];
+    PairCounts(std::span<const std::int32_t> text, index_t vocab)
+        : vocab_(vocab), counts_(static_cast<std::size_t>(vocab)) {
+        for (const std::int32_t token : text) ++counts_[place(token)];
+        for (std::size_t i = 1; i < text.size(); ++i) ++pairs_[{text[i - 1], text[i]}];
         total_ = static_cast<double>(text.size());
         projection_ = Matrix(vocab, kWidth); // of each token: +-1
-        std::uint64_t state = 1;
-        for (float& x : projection_.data) {
-            state = state * 6364136223846793005u + 1442695040888963407u;
-            x = state >> 63 != 0 ? 1.0f : -1.0f;
-        }
+        std::mt19937 random(1);
+        for (float& x : projection_.data) x = random() % 2 != 0 ? 1.0f : -1.0f;
     }
     Rows keys(const WindowBatch& batch) {
         keys_ = Matrix(batch.scored(), kWidth);
@@ -55,23 +55,16 @@ class PairCounts {
     ScoredTokens score(const WindowBatch& batch) { return {keys(batch), log_p_}; }
 
   private:
-    static std::uint64_t pair(std::int32_t a, std::int32_t b) {
-        return static_cast<std::uint64_t>(a) << 32 | static_cast<std::uint32_t>(b);
-    }
     float log_p(std::int32_t last, std::int32_t token) const {
-        const auto found = pairs_.find(pair(last, token));
-        const double seen = counts_[last], both = found == pairs_.end() ? 0 : found->second;
-        const double unigram = (counts_[token] + 1) / (total_ + static_cast<double>(vocab_));
+        const auto found = pairs_.find({last, token});
+        const double seen = counts_[place(last)], both = found == pairs_.end() ? 0 : found->second;
+        const double unigram = (counts_[place(token)] + 1) / (total_ + static_cast<double>(vocab_));
         return static_cast<float>(std::log(seen > 0 ? 0.9 * both / seen + 0.1 * unigram : unigram));
     }
-    struct Counts : std::vector<double> {
-        explicit Counts(index_t n) : std::vector<double>(static_cast<std::size_t>(n)) {}
-        double& operator[](std::int32_t i) { return at(static_cast<std::size_t>(i)); }
-        double operator[](std::int32_t i) const { return at(static_cast<std::size_t>(i)); }
-    };
+    static std::size_t place(std::int32_t token) { return static_cast<std::size_t>(token); }
     index_t vocab_;
-    Counts counts_;
-    std::map<std::uint64_t, double> pairs_;
+    std::vector<double> counts_;
+    std::map<std::pair<std::int32_t, std::int32_t>, double> pairs_;
     double total_ = 0;
     Matrix projection_, keys_;
     std::vector<float> log_p_;
@@ -80,8 +73,7 @@ class PairCounts {
 struct Options {
     std::string folder = "sharded_knn_lm.out";
     CorpusPaths paths{};
-    index_t memory = 400000, scored = 8192, threads = 1;
-    double lambda = 0.35, temperature = 40;
+    index_t memory = 400000, scored = 8192, threads = 1, lists = 0, nprobe = 32;
     bool quick = false;
 };
 
@@ -130,13 +122,11 @@ int run(const Options& options) {
     ranks->gather(at::zeros({1})); // now it is there
     const std::string folder = options.folder + "/memory", built = options.folder + "/built";
     if (!fs::exists(built)) {
-        const auto writer = [&] {
-            if (fs::exists(nn::ShardsManifest::path(folder)) &&
-                static_cast<int>(nn::ShardsManifest::read(folder).shards.size()) == ranks->size())
-                return nn::ShardedDatastoreWriter::resume(ranks, folder, fingerprint);
-            return nn::ShardedDatastoreWriter::create(ranks, folder, {.host = fingerprint, .overwrite = true});
-        };
-        nn::ShardedDatastoreWriter shards = writer();
+        const bool go_on = fs::exists(nn::ShardsManifest::path(folder)) &&
+                           static_cast<int>(nn::ShardsManifest::read(folder).shards.size()) == ranks->size();
+        auto shards = go_on
+                          ? nn::ShardedDatastoreWriter::resume(ranks, folder, fingerprint)
+                          : nn::ShardedDatastoreWriter::create(ranks, folder, {.host = fingerprint, .overwrite = true});
         auto windows = windows_of(memory_text);
         nn::build_datastore(*ranks, host, windows, shards);
         shards.close();
@@ -146,36 +136,44 @@ int run(const Options& options) {
 
     // 3. The memory: a datastore in shards instead of one, Sharded around the retriever, and nothing else.
     using Store = nn::ShardedStore<nn::DatastoreRange>;
-    const KnnLm<Store, nn::Sharded<Exact<L2, Threads>>> memory(
-        LastHidden{}, nn::open_sharded(ranks, folder, fingerprint), {{.k = 256, .executor = {options.threads}}},
-        {{.temperature = static_cast<float>(options.temperature)}, {.lambda = static_cast<float>(options.lambda)}});
-    say(fmt::format("opened: {} entries, {} of them on this rank", memory.store().size(), memory.store().local_size()));
+    Store store = nn::open_sharded(ranks, folder, fingerprint);
+    say(fmt::format("opened: {} entries, {} of them on this rank", store.size(), store.local_size()));
     ranks->gather(at::zeros({1})); // nobody looks for `built` any more
 
     // 4. A text, scored by all together.
-    auto windows = windows_of(test_text);
-    const KnnLmScores scores = nn::evaluate(*ranks, memory, host, windows);
-    say("scored");
+    const auto score = [&](auto retriever) {
+        const KnnLm<Store, nn::Sharded<decltype(retriever)>> memory(
+            LastHidden{}, std::move(store), {std::move(retriever)}, {{.temperature = 40}, {.lambda = 0.35f}});
+        auto windows = windows_of(test_text);
+        return nn::evaluate(*ranks, memory, host, windows);
+    };
+    const Threads threads{options.threads};
+    const auto lists = [&] { // of centroids that all ranks share
+        const std::string files = fmt::format("{}/lists-{}", options.folder, options.lists);
+        return nn::open_lists<L2>(store, files, {.lists = options.lists}, threads);
+    };
+    const KnnLmScores scores =
+        options.lists == 0 ? score(Exact<L2, Threads>{256, threads})
+                           : score(nn::ShardLists<L2, Threads>{lists(), 256, options.nprobe, Probe::rescored, threads});
     if (!speaks) return 0;
     Table table({"", "perplexity", "bits a token"});
-    const auto row = [&](const char* name, const Perplexity& p) {
-        table.add({name, fmt::format("{:.15g}", p.perplexity()), fmt::format("{:.4f}", p.bits())});
-    };
-    row("pairs of tokens", scores.host);
-    row("with the memory", scores.combined);
+    for (const bool combined : {false, true}) {
+        const Perplexity& p = combined ? scores.combined : scores.host;
+        table.add({combined ? "with the memory" : "pairs of tokens", fmt::format("{:.15g}", p.perplexity()),
+                   fmt::format("{:.4f}", p.bits())});
+    }
     fmt::print("{}", table.str());
 
     // 5. What can fail: the memory must help, and every run must agree with the first one.
     const std::string result = fmt::format("{:a} {:a}\n", scores.host.log_p(), scores.combined.log_p()),
-                      path = options.folder + "/result";
+                      path = fmt::format("{}/result-{}-{}", options.folder, options.lists, options.nprobe);
     if (!(scores.combined.perplexity() < scores.host.perplexity())) fail("expected the memory to help");
-    if (!fs::exists(path)) {
+    if (!fs::exists(path))
         atomic_write(path, result);
-    } else if (read_file(path) != result) {
+    else if (read_file(path) != result)
         fail(path, ": expected the sums of an earlier run, ", read_file(path), ", got ", result);
-    } else {
+    else
         fmt::print("The same in every bit as in the first run of this folder.\n");
-    }
     return 0;
 }
 
@@ -187,6 +185,8 @@ int main(int count, char** arguments) {
     app.add_option("--memory", options.memory, "entries, at most")->capture_default_str();
     app.add_option("--scored", options.scored, "tokens that are scored, at most")->capture_default_str();
     app.add_option("--threads", options.threads, "of each rank")->capture_default_str();
+    app.add_option("--lists", options.lists, "inverted lists instead of exact search")->capture_default_str();
+    app.add_option("--nprobe", options.nprobe, "lists that are looked at")->capture_default_str();
     app.add_flag("--quick", options.quick, "little of everything");
     CLI11_PARSE(app, count, arguments);
     if (options.quick) options.memory = 30000, options.scored = 1500;
