@@ -424,11 +424,10 @@ int main() {
     bool passed = true;
     const auto with_ranks = [](auto work) {
         return [work](const RanksOptions& options) {
-            at::init_num_threads();
+            at::set_num_threads(1); // the processes share the machine
             work(std::make_shared<Ranks>(options));
         };
     };
-    ::setenv("OMP_NUM_THREADS", "1", 1); // of the processes: they share the machine
     const Folder folder;
     for (const bool through_store : {false, true}) {
         if (!through_store && !Ranks::has_gloo) continue; // no headers of Gloo

@@ -81,7 +81,8 @@ struct Problem {
     void learn_others() {
         in.others_learn = true;
         for (auto* keys : {&in.keys_before, &in.keys_after})
-            for (at::Tensor& k : *keys) leaves.push_back(k.requires_grad_());
+            for (at::Tensor& k : *keys)
+                if (k.size(0) > 0) leaves.push_back(k.requires_grad_());
     }
     // The loss and its gradients, times `factor`.
     std::vector<at::Tensor> run(bool fused, double factor = 1, FusedTiles tiles = {}) {
