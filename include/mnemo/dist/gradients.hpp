@@ -25,8 +25,8 @@ struct LossOfRank {
 
 /// The gradients of one model that every rank has, over what all ranks have computed. Parameters are those of any
 /// LibTorch module; afterwards any optimizer takes the same step on every rank. Sums are made in the order of ranks:
-/// the same bits on all of them, and from run to run. What one rank throws, and a gradient that is not finite, is the
-/// same Error on all; no gradient has changed then, or none is of use.
+/// the same bits on all of them. What one rank throws, and a gradient that is not finite, is the same Error on all, and
+/// all may go on with other gradients.
 ///
 /// Numbers travel in pieces of `piece`, as floats, or as doubles where a parameter is one; 2 (R - 1) / R times the
 /// gradients come into a rank. Over a group nothing is allocated after the first step.
