@@ -7,8 +7,12 @@
 #include <mnemo/io/datastore.hpp>
 #include <mnemo/kernels/score.hpp>
 #include <mnemo/papers/knn_lm.hpp>
+#include <mnemo/retrieve/build_lists.hpp>
+#include <mnemo/retrieve/exact.hpp>
+#include <mnemo/retrieve/lists.hpp>
 #include <mnemo/retrieve/rescore.hpp>
 #include <mnemo/store/tokens.hpp>
+#include <mnemo/store/views.hpp>
 
 #include <benchmark/benchmark.h>
 
@@ -208,20 +212,17 @@ BENCHMARK(recompute_and_combine)->Unit(benchmark::kMillisecond)->UseRealTime();
 
 // ---- evaluation: search, exact scores or the index's own, probabilities; 64 tokens in batches of 16 ----
 
-template <class R> void evaluate_text(benchmark::State& state, auto make_retriever, const char* label) {
-    const index_t rows = 64, batch = 16, entries = 100000;
-    const auto store = datastore(entries, KeyType::float16);
-    const std::string file = (data_folder() / text("ivf128_pq64_", entries, ".index")).string();
-    FaissIndex index = FaissIndex::build(
-        *store, {.factory = FaissBuild::ivfpq(128, 64, 8), .training_rows = 12000, .threads = 1}, file);
-    index.k = kHits;
-    index.threads = 1;
-    index.set_nprobe(32);
-    const KnnLm<std::shared_ptr<const Datastore>, R> memory({}, store, make_retriever(index), {});
+constexpr index_t kEntries = 100000; // to evaluate with
+
+template <class StoreT, class R>
+void evaluate_text(benchmark::State& state, const StoreT& store, const R& retriever, const char* label,
+                   index_t batch = 16) {
+    const index_t rows = 64;
+    const KnnLm<StoreT, R> memory({}, store, retriever, {});
     const Matrix queries = make_keys(rows, 78);
     const auto targets = make_tokens(rows, 30000, 79);
     std::vector<float> log_p(static_cast<std::size_t>(rows));
-    Session<const KnnLm<std::shared_ptr<const Datastore>, R>, Rows> session(memory);
+    Session<const KnnLm<StoreT, R>, Rows> session(memory);
     for (auto _ : state) {
         std::fill(log_p.begin(), log_p.end(), -3.0f);
         for (index_t first = 0; first < rows; first += batch)
@@ -232,20 +233,45 @@ template <class R> void evaluate_text(benchmark::State& state, auto make_retriev
     }
     count(state, rows, label);
 }
+FaissIndex index_to_evaluate(const Datastore& store) {
+    const std::string file = (data_folder() / text("ivf128_pq64_", kEntries, ".index")).string();
+    FaissIndex index = FaissIndex::build(
+        store, {.factory = FaissBuild::ivfpq(128, 64, 8), .training_rows = 12000, .threads = 1}, file);
+    index.k = kHits;
+    index.threads = 1;
+    index.set_nprobe(32);
+    return index;
+}
 void evaluate_recompute(benchmark::State& state) {
-    evaluate_text<Rescored<FaissIndex, L2>>(
-        state,
-        [](const FaissIndex& index) {
-            return Rescored<FaissIndex, L2>{index, {}};
-        },
-        "eval_recompute");
+    const auto store = datastore(kEntries, KeyType::float16);
+    evaluate_text(state, store, Rescored<FaissIndex, L2>{index_to_evaluate(*store), {}}, "eval_recompute");
 }
 BENCHMARK(evaluate_recompute)->Unit(benchmark::kMillisecond)->UseRealTime();
 void evaluate_as_found(benchmark::State& state) {
-    evaluate_text<FaissIndex>(
-        state, [](const FaissIndex& index) { return index; }, "eval_do_not_recomp_l2");
+    const auto store = datastore(kEntries, KeyType::float16);
+    evaluate_text(state, store, index_to_evaluate(*store), "eval_do_not_recomp_l2");
 }
 BENCHMARK(evaluate_as_found)->Unit(benchmark::kMillisecond)->UseRealTime();
+// The same with retrievers of ours, whose distances are exact as well: another line each.
+void evaluate_exact(benchmark::State& state) {
+    const auto store = datastore(kEntries, KeyType::float16);
+    PackedKeys<L2> packed(store->key_dim());
+    packed.follow(store->keys());
+    evaluate_text(state, WithPacked<Datastore>(*store, packed.view()), Exact<L2>{kHits}, "eval_recompute",
+                  state.range(0));
+}
+BENCHMARK(evaluate_exact)->Arg(16)->Arg(64)->Unit(benchmark::kMillisecond)->UseRealTime();
+void evaluate_lists(benchmark::State& state) {
+    const auto store = datastore(kEntries, KeyType::float16);
+    static const KeyLists lists = [&] {
+        ListsBuilder<L2> builder(store->keys(), {.lists = 128});
+        while (builder.step()) {
+        }
+        return builder.pack();
+    }();
+    evaluate_text(state, store, Lists<L2>{lists.view(), kHits, 32}, "eval_recompute");
+}
+BENCHMARK(evaluate_lists)->Unit(benchmark::kMillisecond)->UseRealTime();
 
 } // namespace
 
