@@ -42,7 +42,7 @@ while [ "$r" -lt "$ranks" ]; do
     ip -n "mnemo$r" link set lo up
     ip -n "mnemo$r" addr add "10.77.0.$((r + 1))/24" dev eth0
     ip -n "mnemo$r" link set eth0 up
-    tc -n "mnemo$r" qdisc add dev eth0 root tbf rate "$rate" burst 256kb latency 500ms
+    tc -n "mnemo$r" qdisc add dev eth0 root tbf rate "$rate" burst 64kb latency 500ms
     r=$((r + 1))
 done
 export MASTER_ADDR=10.77.0.1 GLOO_SOCKET_IFNAME=eth0
