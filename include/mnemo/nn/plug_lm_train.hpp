@@ -164,7 +164,8 @@ template <class World> class BasicPlugLmTrainer {
         std::vector<std::pair<at::Tensor, at::Tensor>> copies, moments; // to and from; of the optimizer
         KnowledgeStore fresh(store_.key_dim(), 0, documents_.length);
         const auto expected = identity();
-        const auto [first, all] = place();
+        const auto of_all = place();
+        const index_t first = of_all.first, all = of_all.second; // clang captures no structured binding
         world_.together([&] {
             const SafeTensors file = SafeTensors::open(path);
             auto about = file.metadata();
