@@ -15,6 +15,9 @@ namespace {
 constexpr index_t kVocab = 30, kDim = 16, kHeads = 2, kLayers = 4;
 
 nn::HuggingFaceOptions published() { return nn::long_mem_backbone_options(kVocab, kDim, kLayers, kHeads); }
+nn::HuggingFaceOptions rotary() {
+    return nn::long_mem_backbone_options(kVocab, kDim, kLayers, kHeads, nn::HuggingFaceOptions::Positions::rotary);
+}
 nn::HuggingFaceOptions gpt2() { // positions of its own, blocks in sequence, biases everywhere
     nn::HuggingFaceOptions o;
     o.model_type = "gpt2", o.vocab_size = kVocab, o.dim = o.input_dim = kDim, o.ffn_dim = 4 * kDim, o.layers = kLayers;
@@ -38,7 +41,7 @@ std::vector<std::int32_t> random_text(index_t n) {
 
 TEST_CASE("token by token gives what segment by segment gives") {
     const auto text = random_text(40);
-    for (const auto& options : {published(), gpt2()}) {
+    for (const auto& options : {published(), rotary(), gpt2()}) {
         nn::LongMem whole = model(options), stepwise = model(options);
         std::vector<float> expected;
         nn::read_text(whole, text, {.segment = 7}, [&](index_t, std::span<const float> log_p) {
@@ -179,14 +182,23 @@ TEST_CASE("a model is read back from its file, under the published names") {
     const Folder folder;
     const std::string path = folder.path() + "/model.safetensors";
     const auto text = random_text(30);
-    nn::LongMem saved = model(published());
-    nn::save_long_mem(path, saved.backbone(), saved.side(), {.heads = kHeads, .reduction = 2, .retrieval_layer = 1});
-    nn::LongMem loaded = nn::load_long_mem(path, saved.options(), 1);
-    CHECK(nn::read_text(saved, text, {.segment = 10}).log_p() == nn::read_text(loaded, text, {.segment = 10}).log_p());
+    const nn::LongMemShape shape{.heads = kHeads, .reduction = 2, .retrieval_layer = 1};
+    for (const auto& options : {rotary(), published()}) {
+        nn::LongMem saved = model(options);
+        nn::save_long_mem(path, saved.backbone(), saved.side(), shape);
+        nn::LongMem loaded = nn::load_long_mem(path, saved.options(), 1);
+        CHECK(loaded.backbone()->options().positions == options.positions);
+        CHECK(nn::read_text(saved, text, {.segment = 10}).log_p() ==
+              nn::read_text(loaded, text, {.segment = 10}).log_p());
+    }
     const SafeTensors file = SafeTensors::open(path);
     CHECK(file.find("decoder.layers.0.self_attn.memory_bias") != nullptr);
     CHECK(file.find("decoder.pretrained_model.decoder.model.transformer.h.3.mlp.fc_in.bias") != nullptr);
     CHECK(file.find("decoder.pretrained_model.decoder.model.lm_head.bias") != nullptr);
     CHECK_THROWS_WITH(nn::load_long_mem_backbone(path, kHeads, "decoder.model."), Catch::Contains("transformer.wte"));
     CHECK_THROWS_AS(nn::load_long_mem_backbone(path, 3), Error);
+    nn::HuggingFaceOptions other = rotary();
+    other.rotary_base = 500;
+    const nn::LongMem unsaid = model(other);
+    CHECK_THROWS_WITH(nn::save_long_mem(path, unsaid.backbone(), unsaid.side(), shape), Catch::Contains("rotary base"));
 }

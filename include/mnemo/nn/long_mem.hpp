@@ -16,9 +16,10 @@
 namespace mnemo::nn {
 
 /// The published backbone's options: ALiBi, parallel blocks behind one norm, tanh GELU, an output matrix of its own
-/// with a bias.
-inline HuggingFaceOptions long_mem_backbone_options(std::int64_t vocab_size, std::int64_t dim, std::int64_t layers,
-                                                    std::int64_t heads) {
+/// with a bias. With other positions all else is the same; keys are remembered as they are before a rotation.
+inline HuggingFaceOptions
+long_mem_backbone_options(std::int64_t vocab_size, std::int64_t dim, std::int64_t layers, std::int64_t heads,
+                          HuggingFaceOptions::Positions positions = HuggingFaceOptions::Positions::alibi) {
     HuggingFaceOptions o;
     o.model_type = "newgpt";
     o.vocab_size = vocab_size, o.dim = o.input_dim = dim, o.ffn_dim = 4 * dim, o.layers = layers;
@@ -26,7 +27,7 @@ inline HuggingFaceOptions long_mem_backbone_options(std::int64_t vocab_size, std
     if (heads < 1 || dim % heads != 0) fail("backbone, heads: expected a divisor of ", dim, ", got ", heads);
     o.head_dim = dim / heads;
     o.max_positions = long_mem_knobs::segment;
-    o.positions = HuggingFaceOptions::Positions::alibi;
+    o.positions = positions;
     o.parallel = true;
     o.norm_epsilon = 1e-6;
     o.attention_bias = false;
