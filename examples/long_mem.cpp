@@ -37,16 +37,18 @@ RecallFigures recall(const RecallTask& task, const RecallSettings& set, std::uin
 }
 
 // What figures of finished seeds must share with this run.
-std::string run_name(const RecallSettings& toy, const TextSettings& set, std::span<const std::int32_t> train,
-                     std::span<const std::int32_t> text, std::span<const std::int32_t> wrong,
-                     const std::string& model) {
+std::string run_name(const RecallSettings& set) {
+    return fmt::format("{} and {} steps, {} tests", set.backbone_steps, set.side_documents, set.tests);
+}
+std::string run_name(const TextSettings& set, std::span<const std::int32_t> train, std::span<const std::int32_t> text,
+                     std::span<const std::int32_t> wrong, const std::string& model) {
     Hash64 texts;
     for (const auto ids : {train, text, wrong}) texts.add(std::as_bytes(ids));
-    return fmt::format("recall {}, text of {} in segments of {} through {} x {} dimensions, {} and {} steps of {}, "
-                       "layer {} of {}, chunk {}, k {}, memories {}, {} places, model {}",
-                       fmt::join(std::vector{toy.backbone_steps, toy.side_documents, toy.tests}, " "), texts.text(),
-                       set.segment, set.layers, set.dim, set.backbone_steps, set.side_steps, set.learning_rate,
-                       set.layer, set.reduction, set.chunk, set.k, fmt::join(set.sizes, " "), set.places, model);
+    return fmt::format("text of {} in segments of {} through {} x {} dimensions in {} heads, {} steps of {} and {} "
+                       "of {}, {} and {}, layer {} of {}, chunk {}, k {}, memories {}, {} places, model {}",
+                       texts.text(), set.segment, set.layers, set.dim, set.heads, set.backbone_steps, set.backbone_rows,
+                       set.side_steps, set.side_rows, set.backbone_rate, set.learning_rate, set.layer, set.reduction,
+                       set.chunk, set.k, fmt::join(set.sizes, " "), set.places, model);
 }
 
 int run(const Options& options) {
@@ -79,7 +81,7 @@ int run(const Options& options) {
         loaded = nn::load_hugging_face(options.model);
         const auto& o = loaded->options();
         set.vocab = o.vocab_size, set.dim = o.dim, set.heads = o.heads, set.layers = o.layers;
-        if (set.layers % set.reduction != 0) set.reduction = 1;
+        set.reduction = set.layers % 2 == 0 ? 2 : 1;
         set.layer = set.layers / set.reduction * 2 / 3 * set.reduction;
         set.backbone_steps = 0;
         set.segment = std::min(set.segment, o.max_positions);
@@ -102,7 +104,7 @@ int run(const Options& options) {
     std::vector<RecallFigures> recalled(seeds);
     std::vector<TextFigures> read(seeds);
     std::mutex one_at_a_time;
-    LongMemReport report(options.folder, run_name(toy, set, train, text, wrong, options.model));
+    LongMemReport report(options.folder, run_name(toy), run_name(set, train, text, wrong, options.model));
     const index_t total = static_cast<index_t>(seeds) * (toy.backbone_steps + 3 * toy.side_documents / toy.side_rows +
                                                          set.backbone_steps + set.side_steps + set.places);
     index_t ticks = 0;
@@ -128,11 +130,12 @@ int run(const Options& options) {
             return;
         }
         if (is_there(read[seed - 1])) return;
-        const nn::HuggingFaceLm backbone = loaded ? loaded : text_backbone(train, set, seed, tick);
+        nn::HuggingFaceLm backbone = loaded ? loaded : text_backbone(set, seed);
+        if (!loaded) learn_text(backbone, train, set, seed, tick);
         // Another seed starts at another place of the text.
         std::vector<std::int32_t> turned = train;
         std::rotate(turned.begin(), turned.begin() + std::ptrdiff_t((seed - 1) * 12'345 % turned.size()), turned.end());
-        const nn::LongMem<> model = text_model(backbone, turned, set, tick);
+        const nn::LongMem<> model = text_model(backbone, turned, set, [&](double) { tick(); });
         read[seed - 1] = score_text(model, text, wrong, set, tick);
         const std::scoped_lock lock(one_at_a_time);
         report.keep(seed, read[seed - 1]);
@@ -162,7 +165,8 @@ int main(int argc, char** argv) {
     app.add_option("--text", options.paths.text, "files or folders to train on, instead of Eigen's headers");
     app.add_option("--test", options.paths.test, "files of the long text, instead of another library's headers");
     app.add_option("--seeds", options.seeds, "runs of each kind")->check(CLI::Range(1, 100))->capture_default_str();
-    app.add_option("--steps", options.steps, "of the side network; default: 2000")->check(CLI::Range(1, 1000000));
+    app.add_option("--steps", options.steps, fmt::format("of the side network; default: {}", TextSettings().side_steps))
+        ->check(CLI::Range(1, 1000000));
     app.add_option("--threads", options.threads, "runs at a time")->check(CLI::Range(1, 1024))->capture_default_str();
     app.add_flag("--quick", options.quick, "tiny models in seconds, to see that everything works");
     CLI11_PARSE(app, argc, argv);

@@ -48,14 +48,15 @@ class LongMemReport : public Report {
   public:
     using Json = nlohmann::ordered_json;
 
-    // Goes on with the report in `folder` if its seeds are of the same run.
-    LongMemReport(const std::string& folder, const std::string& run) : path_(folder + "/long_mem.json") {
-        Json seeds;
-        if (fs::exists(path_)) {
-            const Json before = Json::parse(read_file(path_), nullptr, false);
-            if (before.is_object() && before.value("run", "") == run) seeds = before.value("seeds", Json::object());
+    // Goes on with what the report in `folder` says of the same runs.
+    LongMemReport(const std::string& folder, const std::string& recall_run, const std::string& text_run)
+        : path_(folder + "/long_mem.json") {
+        const Json before = fs::exists(path_) ? Json::parse(read_file(path_), nullptr, false) : Json();
+        for (const auto& [kind, run] : {std::pair{"recall", recall_run}, std::pair{"text", text_run}}) {
+            const auto kept = Json::json_pointer("/kept") / kind;
+            numbers["kept"][kind] = {{"run", run}};
+            if (before.is_object() && before.value(kept / "run", "") == run) numbers["kept"][kind] = before.at(kept);
         }
-        numbers["run"] = run, numbers["seeds"] = seeds;
     }
     // A seed's figures, if they are there.
     bool find(std::uint64_t seed, RecallFigures& to) const {
@@ -70,22 +71,24 @@ class LongMemReport : public Report {
         const Json all = of_seed("text", seed);
         if (all.is_null()) return false;
         all.at("perplexity").get_to(to.perplexity), all.at("reads").get_to(to.reads);
+        all.at("said_again").get_to(to.said_again);
         all.at("tokens_a_second").get_to(to.tokens_a_second), all.at("bank_megabytes").get_to(to.bank_megabytes);
         return true;
     }
     void keep(std::uint64_t seed, const RecallFigures& of) {
-        numbers["seeds"][fmt::format("recall {}", seed)] = {{"memory", of.memory},
-                                                            {"memory_off", of.memory_off},
-                                                            {"trained_without", of.trained_without},
-                                                            {"unaligned", of.unaligned},
-                                                            {"backbone_kept", of.backbone_kept}};
+        numbers["kept"]["recall"][std::to_string(seed)] = {{"memory", of.memory},
+                                                           {"memory_off", of.memory_off},
+                                                           {"trained_without", of.trained_without},
+                                                           {"unaligned", of.unaligned},
+                                                           {"backbone_kept", of.backbone_kept}};
         save(path_);
     }
     void keep(std::uint64_t seed, const TextFigures& of) {
-        numbers["seeds"][fmt::format("text {}", seed)] = {{"perplexity", of.perplexity},
-                                                          {"reads", of.reads},
-                                                          {"tokens_a_second", of.tokens_a_second},
-                                                          {"bank_megabytes", of.bank_megabytes}};
+        numbers["kept"]["text"][std::to_string(seed)] = {{"perplexity", of.perplexity},
+                                                         {"reads", of.reads},
+                                                         {"said_again", of.said_again},
+                                                         {"tokens_a_second", of.tokens_a_second},
+                                                         {"bank_megabytes", of.bank_megabytes}};
         save(path_);
     }
 
@@ -143,6 +146,11 @@ class LongMemReport : public Report {
         }
         fmt::print("\nA long text of another library, {} segments of {} tokens, {} seeds:\n\n{}\n", set.places,
                    set.segment, seeds.size(), table.str());
+        std::vector<double> again, other;
+        for (const TextFigures& f : seeds) again.push_back(f.said_again.first), other.push_back(f.said_again.second);
+        fmt::print("The backbones alone: passages that stand behind themselves cost {:.2f} nats a token, behind other "
+                   "passages {:.2f}.\n",
+                   fmt::join(again, ", "), fmt::join(other, ", "));
         for (const TextFigures& f : seeds) {
             numbers["tokens_a_second"].push_back(f.tokens_a_second);
             numbers["bank_megabytes"].push_back(f.bank_megabytes);
@@ -176,9 +184,9 @@ class LongMemReport : public Report {
     std::string path_;
 
     Json of_seed(const char* kind, std::uint64_t seed) const {
-        const Json& seeds = numbers.at("seeds");
-        const std::string key = fmt::format("{} {}", kind, seed);
-        return seeds.contains(key) ? seeds.at(key) : Json();
+        const Json& kept = numbers.at("kept").at(kind);
+        const std::string key = std::to_string(seed);
+        return kept.contains(key) ? kept.at(key) : Json();
     }
     static bool smaller(const std::vector<double>& a, const std::vector<double>& b) {
         return std::equal(a.begin(), a.end(), b.begin(), [](double x, double y) { return x < y; });

@@ -11,13 +11,14 @@
 
 struct TextSettings {
     // Segments are short, as the model is small: what is beyond them, only memory knows.
-    index_t vocab = 1024, dim = 128, heads = 4, layers = 4, reduction = 2, layer = 2, segment = 64;
-    index_t backbone_steps = 1200, backbone_rows = 16;
-    index_t repeated = 4;                                    // one of so many rows says a passage again and again
-    index_t side_steps = 2000, side_rows = 4, warm_up = 256; // segments that the banks hold before the first step
+    index_t vocab = 512, dim = 64, heads = 2, layers = 2, reduction = 1, layer = 1, segment = 64;
+    index_t backbone_steps = 2000, backbone_rows = 16;
+    index_t repeated = 2, meaningless = 2; // of so many rows one repeats itself, and of those one is of random tokens
+    double backbone_rate = 4e-3;
+    index_t side_steps = 1000, side_rows = 4, warm_up = 256; // segments that the banks hold before the first step
     std::vector<index_t> sizes{4096, 16384, 65536};
     index_t places = 150, every = 3; // segments that are scored, and how far they lie apart
-    index_t chunk = 2, k = 32;       // tokens; smaller than published, as is everything
+    index_t chunk = 1, k = 32;       // tokens; smaller than published, as is everything
     double learning_rate = 3e-3;     // of the side network
     nn::SideStart start = nn::SideStart::quiet;
 };
@@ -26,29 +27,61 @@ struct TextSettings {
 struct TextFigures {
     std::vector<std::pair<std::string, double>> perplexity;
     std::vector<std::vector<double>> reads; // [place][age], ages in parts of the largest memory
+    std::pair<double, double> said_again;
     double tokens_a_second = 0, bank_megabytes = 0;
 };
 
-// Some rows repeat themselves: they teach heads to look for what followed the last time, which is what a memory is
-// asked for.
-inline nn::HuggingFaceLm text_backbone(std::span<const std::int32_t> tokens, const TextSettings& set,
-                                       std::uint64_t seed, const Tick& tick) {
-    nn::HuggingFaceLm backbone =
-        nn::random_backbone(nn::long_mem_backbone_options(set.vocab, set.dim, set.layers, set.heads), 0.05, seed);
+// Random weights, but the heads of layer 0 begin as ones that look 1, 2, ... tokens back: positions turn each pair of a
+// head's values, the bias of the norm is a direction that every token has, and in it keys begin turned against queries
+// by so many positions. The keys of the layer above then say what stood before a token after a few hundred steps; a
+// small model takes very many to find this by itself.
+inline nn::HuggingFaceLm text_backbone(const TextSettings& set, std::uint64_t seed) {
+    const auto options = nn::long_mem_backbone_options(set.vocab, set.dim, set.layers, set.heads,
+                                                       nn::HuggingFaceOptions::Positions::rotary);
+    nn::HuggingFaceLm backbone = nn::random_backbone(options, 0.12, seed);
+    const at::NoGradGuard no_grad;
+    const double bias = 0.5, size = 6.3 / (bias * double(set.dim));
+    const index_t pairs = options.head_dim / 2;
+    for (const auto& [name, weight] : backbone->weights()) {
+        if (name == "layers.0.norm1.bias") weight.fill_(bias);
+        const bool key = name == "layers.0.key.weight";
+        if (!key && name != "layers.0.query.weight") continue;
+        weight.mul_(0.25); // these heads care little for what a token is
+        for (index_t head = 0; head < set.heads; ++head)
+            for (index_t pair = 0; pair < pairs; ++pair) {
+                const double turn = std::pow(options.rotary_base, -double(pair) / double(pairs));
+                const double angle = key ? double(head + 1) * turn : 0.0;
+                weight[head * options.head_dim + pair].add_(size * std::cos(angle));
+                weight[head * options.head_dim + pairs + pair].add_(size * std::sin(angle));
+            }
+    }
+    return backbone;
+}
+// Some rows say a passage, or random tokens of a few kinds, again and again: they teach heads to look for what followed
+// the last time, behind more than one token if there are few kinds, which is what a memory is asked for.
+inline void learn_text(nn::HuggingFaceLm& backbone, std::span<const std::int32_t> tokens, const TextSettings& set,
+                       std::uint64_t seed, const Tick& tick) {
     torch::optim::AdamW optimizer(backbone->parameters(),
-                                  torch::optim::AdamWOptions(3e-3).betas({0.9, 0.95}).weight_decay(0.1));
+                                  torch::optim::AdamWOptions(set.backbone_rate).betas({0.9, 0.95}).weight_decay(0.1));
     std::mt19937_64 draw(seed);
+    const auto length = static_cast<std::size_t>(set.segment);
     for (index_t step = 0; step < set.backbone_steps; ++step, tick()) {
         const double part = double(step) / double(set.backbone_steps);
         for (auto& group : optimizer.param_groups())
-            group.options().set_lr(3e-3 * std::min(double(step + 1) / 60, 0.55 + 0.45 * std::cos(3.14159 * part)));
+            group.options().set_lr(set.backbone_rate *
+                                   std::min(double(step + 1) / 60, 0.55 + 0.45 * std::cos(3.14159 * part)));
         std::vector<std::vector<std::int32_t>> rows;
         for (index_t r = 0; r < set.backbone_rows; ++r) {
-            const std::size_t first = draw() % (tokens.size() - std::size_t(set.segment) - 1);
-            const auto row = tokens.subspan(first, std::size_t(set.segment) + 1);
+            const std::size_t first = draw() % (tokens.size() - length - 1);
+            const auto row = tokens.subspan(first, length + 1);
             rows.emplace_back(row.begin(), row.end());
             if (draw() % std::uint64_t(set.repeated) != 0) continue;
-            const std::size_t period = 8 + draw() % std::size_t(set.segment / 2 - 8);
+            if (draw() % std::uint64_t(set.meaningless) == 0) {
+                std::vector<std::int32_t> few(std::size_t{4} << draw() % 7);
+                for (std::int32_t& token : few) token = std::int32_t(draw() % std::uint64_t(set.vocab));
+                for (std::int32_t& token : rows.back()) token = few[draw() % few.size()];
+            }
+            const std::size_t period = 4 + draw() % (length / 2 - 4);
             for (std::size_t i = period; i < rows.back().size(); ++i) rows.back()[i] = rows.back()[i - period];
         }
         const auto [inputs, targets] = recall_rows(rows, 0, set.segment);
@@ -56,12 +89,38 @@ inline nn::HuggingFaceLm text_backbone(std::span<const std::int32_t> tokens, con
         (-backbone->log_prob_target(backbone->forward(inputs), targets).mean()).backward();
         optimizer.step();
     }
-    return backbone;
 }
 
-// The side network, adapted with banks that are full of text from the first step on.
+// Nats a token of passages that stand behind themselves, and of the same behind others: how far the backbone finds what
+// followed the same words before, which is what keys in a memory must say.
+inline std::pair<double, double> said_again(const nn::HuggingFaceLm& backbone, std::span<const std::int32_t> tokens) {
+    const at::NoGradGuard no_grad;
+    constexpr index_t passages = 256;
+    const index_t length = std::min<index_t>(32, backbone->max_positions() / 2);
+    const auto passage = [&](index_t i) {
+        return tokens.subspan(static_cast<std::size_t>(i % passages * ((std::ssize(tokens) - length) / passages)),
+                              static_cast<std::size_t>(length));
+    };
+    const auto loss = [&](index_t other) {
+        std::vector<std::vector<std::int32_t>> rows;
+        for (index_t i = 0; i < passages; ++i) {
+            const auto before = passage(i + other), said = passage(i);
+            auto& row = rows.emplace_back(before.begin(), before.end());
+            row.insert(row.end(), said.begin(), said.end());
+        }
+        constexpr index_t unknown = 4; // what the first tokens are, nothing says yet
+        const auto [inputs, targets] = recall_rows(rows, 0, 2 * length - 1);
+        return -backbone->log_prob_target(backbone->forward(inputs), targets)
+                    .narrow(1, length + unknown - 1, length - unknown)
+                    .mean()
+                    .item<double>();
+    };
+    return {loss(0), loss(passages / 2)};
+}
+
+// The side network, adapted with banks that are full of text from the first step on; `each` gets the steps' losses.
 inline nn::LongMem<> text_model(const nn::HuggingFaceLm& backbone, std::span<const std::int32_t> tokens,
-                                const TextSettings& set, const Tick& tick) {
+                                const TextSettings& set, auto&& each) {
     const LongMemOptions bank{.heads = set.heads,
                               .head_dim = set.dim / set.heads,
                               .memory_tokens = set.sizes.back(),
@@ -82,7 +141,7 @@ inline nn::LongMem<> text_model(const nn::HuggingFaceLm& backbone, std::span<con
     nn::LongMemTrainer trainer(
         model, passages,
         {.steps = set.side_steps, .learning_rate = set.learning_rate, .warm_up = 20, .clear_at_end = false});
-    trainer.run([&](std::int64_t, std::int64_t, double) { return tick(), true; });
+    trainer.run([&](std::int64_t, std::int64_t, double loss) { return each(loss), true; });
     return model;
 }
 
@@ -129,6 +188,7 @@ inline TextFigures score_text(const nn::LongMem<>& trained, std::span<const std:
     ring = empty;
 
     TextFigures figures;
+    figures.said_again = said_again(model.backbone(), text);
     const auto start = std::chrono::steady_clock::now();
     nn::read_text(model, text.first(std::size_t(most)), {.segment = set.segment});
     figures.tokens_a_second =
