@@ -201,8 +201,8 @@ inline TextFigures score_text(const nn::LongMem<>& trained, std::span<const std:
         sums.emplace_back(control, Perplexity());
     const at::NoGradGuard no_grad;
     for (index_t place = 0, at = most; place < set.places; ++place, tick()) {
-        const auto [tokens, targets] =
-            recall_rows({{text.begin() + at - 1, text.begin() + at + set.segment}}, 0, set.segment);
+        const auto rows = recall_rows({{text.begin() + at - 1, text.begin() + at + set.segment}}, 0, set.segment);
+        const at::Tensor &tokens = rows.first, &targets = rows.second;
         ChunkRing<half> whole = std::move(ring);
         const auto score = [&](Perplexity& sum, ChunkRing<half> with) {
             ring = std::move(with);
