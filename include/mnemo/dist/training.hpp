@@ -90,33 +90,38 @@ class SharedTraining {
     void resume(const std::string& path) {
         index_t done = -1;
         std::vector<std::pair<at::Tensor, at::Tensor>> copies; // to, from
-        detail::together(*ranks_, "training", [&] {
-            const SafeTensors file = SafeTensors::open(path);
-            auto about = file.metadata();
-            const std::string& s = about["done"];
-            if (std::from_chars(s.data(), s.data() + s.size(), done).ec != std::errc() || done < 0)
-                fail(path, ": done: expected a number of steps, got ", in_quotes(s));
-            for (const auto& [field, value] : identity_)
-                if (about[field] != value)
-                    fail(path, ": ", field, ": expected ", in_quotes(value), " as in this run, got ",
-                         in_quotes(about[field]));
-            for (const auto& [name, t] : tensors()) {
-                const Entry& e = file.at(name);
-                if (at::IntArrayRef(e.shape) != t.sizes() || e.dtype != dtype_of(name, t))
-                    fail(path, ": ", name, ": expected ", dtype_of(name, t), " ", shape_text(t.sizes()), ", got ",
-                         e.dtype, " ", shape_text(e.shape));
-                copies.emplace_back(t, at::empty(t.sizes(), t.scalar_type()));
-                if (!e.bytes.empty()) std::memcpy(copies.back().second.data_ptr(), e.bytes.data(), e.bytes.size());
-            }
-            const std::string before = state_of(*optimizer_);
-            try {
-                const auto state = file.values<std::uint8_t>("optimizer");
-                load_state(*optimizer_, {reinterpret_cast<const char*>(state.data()), state.size()});
-            } catch (const std::exception& e) {
-                load_state(*optimizer_, before);
-                fail(path, ": optimizer: expected the state of this one: ", detail::first_line(e));
-            }
-        });
+        std::string before;                                    // of the optimizer, once it may be another
+        try {
+            detail::together(*ranks_, "training", [&] {
+                const SafeTensors file = SafeTensors::open(path);
+                auto about = file.metadata();
+                const std::string& s = about["done"];
+                if (std::from_chars(s.data(), s.data() + s.size(), done).ec != std::errc() || done < 0)
+                    fail(path, ": done: expected a number of steps, got ", in_quotes(s));
+                for (const auto& [field, value] : identity_)
+                    if (about[field] != value)
+                        fail(path, ": ", field, ": expected ", in_quotes(value), " as in this run, got ",
+                             in_quotes(about[field]));
+                for (const auto& [name, t] : tensors()) {
+                    const Entry& e = file.at(name);
+                    if (at::IntArrayRef(e.shape) != t.sizes() || e.dtype != dtype_of(name, t))
+                        fail(path, ": ", name, ": expected ", dtype_of(name, t), " ", shape_text(t.sizes()), ", got ",
+                             e.dtype, " ", shape_text(e.shape));
+                    copies.emplace_back(t, at::empty(t.sizes(), t.scalar_type()));
+                    if (!e.bytes.empty()) std::memcpy(copies.back().second.data_ptr(), e.bytes.data(), e.bytes.size());
+                }
+                before = state_of(*optimizer_);
+                try {
+                    const auto state = file.values<std::uint8_t>("optimizer");
+                    load_state(*optimizer_, {reinterpret_cast<const char*>(state.data()), state.size()});
+                } catch (const std::exception& e) {
+                    fail(path, ": optimizer: expected the state of this one: ", detail::first_line(e));
+                }
+            });
+        } catch (...) { // another rank's Error, too
+            if (!before.empty()) load_state(*optimizer_, before);
+            throw;
+        }
         const at::NoGradGuard no_grad;
         for (const auto& [to, from] : copies) to.copy_(from);
         done_ = done, checked_ = false;
