@@ -358,7 +358,9 @@ void require_plug_lm(Ranks& ranks, auto& trainer, const auto& retriever, const A
         }
     }
 }
-constexpr double kRounding = 2e-5; // of floats that are added in another order, for seven steps
+// Of floats that are added in another order, for seven steps: 2e-5 with OpenBLAS, 2.6e-5 with MKL, whose products have
+// other bits for other shapes.
+constexpr double kRounding = 5e-5;
 const Sharded<decltype(plug_lm_retriever(3))> kRetriever{plug_lm_retriever(3)};
 
 void plug_lm(const std::shared_ptr<Ranks>& ranks) {
