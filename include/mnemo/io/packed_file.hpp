@@ -126,7 +126,7 @@ class ListsFile {
         const auto width = static_cast<std::uint64_t>(lists.keys.d);
         arrays.push_back({"ids", 4 * places}), arrays.push_back({"centroids", 4 * n * width});
         arrays.push_back({"radius", 4 * n}), arrays.push_back({"first", 8 * (n + 1)});
-        if (!lists.keys.words) fail(path, ": expected lists with packed keys, got lists made on a processor that cannot pack them");
+        if (!lists.keys.words) fail(path, ": expected lists with packed keys, got none: this processor packs no keys");
         ArrayFileWriter file(path, "lists", std::move(meta), arrays);
         file.append(0, std::span(lists.keys.centre, width));
         detail::append_packed(file, lists.keys);

@@ -43,6 +43,7 @@ template <MetricTag MetricT> class Filter {
         panel_.bound = arena.take<std::uint32_t>(n(detail::kPanel)).data();
         std::fill_n(panel_.bound, detail::kPanel, 0u);
         panel_.norms = arena.take<detail::Norms>(1).data();
+        *panel_.norms = {};
         rows_ = arena.take<std::uint32_t>(n(detail::kPanel * words)).data();
         scratch_ = arena.take<float>(n(words)).data();
         zeros_ = arena.take<float>(n(d)).data();

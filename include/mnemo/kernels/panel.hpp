@@ -162,8 +162,7 @@ MNEMO_AVX2 inline unsigned compare_avx2(const float* t, index_t queries, const G
     }
     return hits;
 }
-// Half a group and a part of the panel at a time, as much as fills the 16 registers. The part's keys stay in the
-// first-level cache for the other half of the group.
+// Half a group and a part of the panel at a time, as much as fills the 16 registers.
 MNEMO_AVX2 inline unsigned multiply_float_avx2(const Group& g, const Panel& p, index_t words, float* out) {
     constexpr int M = kGroup / 2;
     const auto *keys = reinterpret_cast<const float*>(p.words), *q = reinterpret_cast<const float*>(g.words);

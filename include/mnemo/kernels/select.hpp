@@ -265,7 +265,7 @@ struct Candidates {
         return c;
     }
 
-    void restart() { count = likely = 0, threshold = detail::kLowest, error = typical = 0, proven = false; }
+    void restart() { count = likely = 0, threshold = kth = detail::kLowest, error = typical = 0, proven = false; }
     /// Starts anew with a threshold that nothing proves yet: see settle().
     void restart_with(float guess) {
         restart();
