@@ -66,6 +66,15 @@ inline std::vector<Corpus> read_corpora(const CorpusPaths& paths) {
     return corpora;
 }
 
+// The files one after the other, each with an end, up to `most` tokens.
+inline std::vector<std::int32_t> tokens_of(const std::vector<TextFile>& files, const Bpe& bpe, index_t most) {
+    std::vector<std::int32_t> ids;
+    for (const TextFile& f : files)
+        if (static_cast<index_t>(ids.size()) < most) bpe.encode(f.text, ids), ids.push_back(Bpe::eos);
+    ids.resize(std::min(ids.size(), static_cast<std::size_t>(most)));
+    return ids;
+}
+
 // The tokens of all texts, and samples of the held-out ones: `scored` tokens at the end of `context`.
 struct SampleSizes {
     index_t valid, test, scored, context;

@@ -95,15 +95,8 @@ int run(const Options& options) {
     for (const TextFile& f : corpus.train)
         if (known.size() < std::size_t{1} << 20) known += f.text;
     const Bpe bpe = Bpe::learn(known, 1024);
-    const auto tokens_of = [&](const std::vector<TextFile>& files, index_t most) {
-        std::vector<std::int32_t> ids;
-        for (const TextFile& f : files)
-            if (static_cast<index_t>(ids.size()) < most) bpe.encode(f.text, ids), ids.push_back(Bpe::eos);
-        ids.resize(std::min(ids.size(), static_cast<std::size_t>(most)));
-        return ids;
-    };
-    const auto memory_text = tokens_of(corpus.train, options.memory),
-               test_text = tokens_of(corpus.test, options.scored);
+    const auto memory_text = tokens_of(corpus.train, bpe, options.memory),
+               test_text = tokens_of(corpus.test, bpe, options.scored);
     PairCounts host(memory_text, bpe.vocab_size());
     const auto windows_of = [](const std::vector<std::int32_t>& text) {
         return ContextWindows({text, {}}, {.block_size = 64, .context = 64, .batch = {.max_rows = 8}, .eos = Bpe::eos});
@@ -114,7 +107,7 @@ int run(const Options& options) {
     // 2. The datastore: each rank writes its part of the text, unless it is there already (all ranks see the folder).
     Fingerprint fingerprint{.model = "pairs of tokens",
                             .tokenizer_hash = bpe.hash(),
-                            .key_tap = "last twelve tokens",
+                            .key_tap = "last twelve tokens, each 0.8 of the next",
                             .key_dim = PairCounts::kWidth,
                             .vocab_size = bpe.vocab_size()};
     fingerprint.more["text"] = Hash64().add(std::as_bytes(std::span(memory_text))).text();

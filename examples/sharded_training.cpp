@@ -52,15 +52,8 @@ int run(const Options& options) {
     // 1. The text; every rank reads it and cuts it alike.
     const Corpus corpus = read_corpora(options.paths)[0];
     const Bpe bpe = Bpe::learn(join(corpus.train), options.vocab);
-    const auto tokens = [&](const std::vector<TextFile>& files, index_t most) {
-        std::vector<std::int32_t> ids;
-        for (const TextFile& f : files)
-            if (static_cast<index_t>(ids.size()) < most) bpe.encode(f.text, ids), ids.push_back(Bpe::eos);
-        ids.resize(std::min(ids.size(), static_cast<std::size_t>(most)));
-        return ids;
-    };
-    const auto train_tokens = tokens(corpus.train, options.steps * options.batch * options.segment + 1),
-               test_tokens = tokens(corpus.test, options.scored);
+    const auto train_tokens = tokens_of(corpus.train, bpe, options.steps * options.batch * options.segment + 1),
+               test_tokens = tokens_of(corpus.test, bpe, options.scored);
     const Segments segments{train_tokens, options.segment};
 
     // 2. The same start on every rank; what a checkpoint must share with a run that goes on from it.
