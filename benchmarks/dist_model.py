@@ -4,8 +4,9 @@
 
     dist_model.py --round-us 100 --gb-s 1.25 call_ns=... query_ns=... and so on
 
---round-us and --gb-s are those of the network between as many machines; the constants of a rank, whose core is its own
-unless --ranks-per-core says otherwise, are what bench_dist prints (search_...: keys x queries x width a second).
+--round-us and --gb-s are those of the network between as many machines, a straight line in place of the curve that
+bench_dist measures; the constants of a rank are what bench_dist prints. A rank has a machine to itself unless
+--ranks-per-core says how many share a core of one.
 """
 import argparse
 import math
@@ -13,19 +14,25 @@ import math
 
 def step(a, n, r):
     """Bytes of memory of a rank, bytes into a rank, seconds of exchange and of search."""
+    c = a.constants
     own, width = math.ceil(a.batch / r), min(a.k, n / r)
     pieces = math.ceil(own / max(1024 // r, 1))
-    fetched = own * a.k * (r - 1) / r
-    moved = own * (r - 1) * (4 * a.dim + 8 * width + 4) + 8 * fetched
-    rounds = (4 + 2 * pieces) * a.round_us * 1e-6 if r > 1 else 0
-    merge = a.constants["merge_ns"] + a.constants["merge_log_ns"] * math.log2(r)
-    work = a.constants["call_ns"] + a.batch * a.dim * a.constants["query_ns"] + a.batch * width * a.constants["pack_ns"]
-    work += own * a.k * merge + fetched * a.constants["fetch_ns"]
-    exchange = rounds + moved / (a.gb_s * 1e9) + a.ranks_per_core * work * 1e-9
+    fetched = own * a.k / r  # from each other rank
+    messages = [112, 8, 4 * fetched, 4 * fetched]
+    messages += pieces * [own / pieces * 4 * a.dim, 8 + own / pieces * (4 + 8 * width)]
+    moved = (r - 1) * sum(messages)
+    rounds = len(messages) * a.round_us * 1e-6 + moved / (a.gb_s * 1e9) if r > 1 else 0
+    packed = a.batch * width
+    work = c["call_ns"] + a.batch * c["query_ns"] + packed * c["pack_ns"] + max(0, packed - 2**16) * c["far_ns"]
+    work += own * a.k * (c["merge_ns"] + c["merge_log_ns"] * math.log2(r))
+    if r > 1:
+        work += own * r * a.dim * c["copy_ns"] + (r - 1) * fetched * c["fetch_ns"]
+    exchange = rounds + max(a.ranks_per_core, 1) * work * 1e-9
     piece = min(a.batch, 1024)
-    memory = n / r * (2 * a.dim + 4) + piece * (4 * a.dim + 2 * (8 * width + 4))
-    search = n / r * a.batch * a.dim / a.constants[f"search_{a.batch}_{a.k}"]
-    return memory, moved, exchange, a.ranks_per_core * search
+    memory = n / r * (2 * a.dim + 4) + piece * (12 * a.dim + 36 * width) + own * 60 * a.k
+    name = f"{'search' if a.ranks_per_core > 0 else 'alone'}_{a.batch}_{a.k}"
+    search = c[name + "_s"] + n / r * a.batch * a.dim / c[name]
+    return memory, moved, exchange, max(a.ranks_per_core, 1) * search
 
 
 def constant(argument):
@@ -38,7 +45,7 @@ def main():
     p.add_argument("--round-us", type=float, required=True, help="microseconds of a round of nothing")
     p.add_argument("--gb-s", type=float, required=True, help="GB/s into a rank")
     p.add_argument("constants", type=constant, nargs="+", help="name=number, as bench_dist prints them")
-    p.add_argument("--ranks-per-core", type=float, default=1)
+    p.add_argument("--ranks-per-core", type=float, default=0, help="1 or more where a machine has several ranks")
     p.add_argument("--batch", type=int, default=512, help="queries of all ranks together")
     p.add_argument("--k", type=int, default=1024)
     p.add_argument("--dim", type=int, default=1024)

@@ -301,37 +301,51 @@ class Ranks {
         const at::Tensor own = rows.detach().contiguous();
         check_counts("gathering", counts, own.size(0), counts.at(static_cast<std::size_t>(rank())));
         if (size() == 1) return {own};
-        std::vector<at::Tensor> out;
+        const at::Tensor all = detail::rows_like(own, std::accumulate(counts.begin(), counts.end(), std::int64_t{0}));
+        gather_into(all, at::cat(std::vector<at::Tensor>(counts.size(), own)), counts);
+        return all.split_with_sizes(counts);
+    }
+    /// The same into `out` [sum of counts, ...]. `copies` [size() times the own rows, ...] is the own rows once for
+    /// each rank: a message goes straight from each to each, for a ring would wait for as many neighbours as there are
+    /// ranks.
+    void gather_into(at::Tensor out, const at::Tensor& copies, const std::vector<std::int64_t>& counts) {
+        const std::int64_t own = counts.at(static_cast<std::size_t>(rank()));
+        check_counts("gathering", counts, copies.size(0), own * size());
+        expect_equal("ranks: gathering: rows in all", out.size(0),
+                     std::accumulate(counts.begin(), counts.end(), std::int64_t{0}));
         guarded("gathering", [&] {
-            if (!all_to_all_) {
-                out = through_store([own](detail::ThroughStore& s) { return s.gather(own); });
-                for (std::size_t r = 0; r < out.size(); ++r)
-                    expect_equal(text("rows of rank ", r), out[r].size(0), counts[r]);
+            if (all_to_all_ || size() == 1) {
+                exchange(out, copies, std::vector<std::int64_t>(counts.size(), own), counts);
                 return;
             }
-            // Straight from each to each: a ring would wait for as many neighbours as there are ranks.
-            const std::vector<at::Tensor> copies(counts.size(), own);
-            const at::Tensor all =
-                exchanged(at::cat(copies), std::vector<std::int64_t>(counts.size(), own.size(0)), counts);
-            out = all.split_with_sizes(counts);
+            const at::Tensor rows = copies.narrow(0, 0, own);
+            const auto parts = through_store([rows](detail::ThroughStore& s) { return s.gather(rows); });
+            std::int64_t first = 0;
+            for (std::size_t r = 0; r < parts.size(); first += counts[r++]) {
+                expect_equal(text("rows of rank ", r), parts[r].size(0), counts[r]);
+                out.narrow(0, first, counts[r]).copy_(parts[r]);
+            }
         });
-        return out;
     }
     /// rows [sum of `to`, ...]: to[r] of them go to rank r, those for rank 0 first. Returns [sum of `from`, ...]: what
     /// rank r had for this one, from[r] rows, in the order of ranks. Every rank must expect what the others send.
     at::Tensor all_to_all(const at::Tensor& rows, const std::vector<std::int64_t>& to,
                           const std::vector<std::int64_t>& from) {
         const at::Tensor own = rows.detach().contiguous();
-        check_counts("exchanging", to, own.size(0), std::accumulate(to.begin(), to.end(), std::int64_t{0}));
-        check_counts("exchanging", from, 0, 0);
-        if (size() == 1) return own;
-        at::Tensor out;
-        guarded("exchanging", [&] {
-            out = all_to_all_
-                      ? exchanged(own, to, from)
-                      : through_store([own, to, from](detail::ThroughStore& s) { return s.exchange(own, to, from); });
-        });
+        if (size() == 1) {
+            check_counts("exchanging", to, own.size(0), to.empty() ? 0 : to[0]);
+            return own;
+        }
+        at::Tensor out = detail::rows_like(own, std::accumulate(from.begin(), from.end(), std::int64_t{0}));
+        all_to_all_into(out, own, to, from);
         return out;
+    }
+    /// The same into `out` [sum of `from`, ...], which shares no memory with `rows`; both contiguous.
+    void all_to_all_into(at::Tensor out, const at::Tensor& rows, const std::vector<std::int64_t>& to,
+                         const std::vector<std::int64_t>& from) {
+        check_counts("exchanging", to, rows.size(0), std::accumulate(to.begin(), to.end(), std::int64_t{0}));
+        check_counts("exchanging", from, out.size(0), std::accumulate(from.begin(), from.end(), std::int64_t{0}));
+        guarded("exchanging", [&] { exchange(out, rows, to, from); });
     }
     /// The sum over ranks, for gradients and counts; summed in the order of ranks, the same bits everywhere.
     at::Tensor sum(const at::Tensor& values) {
@@ -352,21 +366,22 @@ class Ranks {
                      describe(*t));
         if (world == 1) return;
         const std::vector<std::int64_t> parts(static_cast<std::size_t>(world), values.size(0) / world);
-        exchange_into(room, values, parts);
+        all_to_all_into(room, values, parts, parts);
         const at::Tensor rows = room.view({world, -1}), sum = rows[0];
         for (std::int64_t r = 1; r < world; ++r) sum.add_(rows[r]);
         for (std::int64_t r = 1; r < world; ++r) rows[r].copy_(sum);
-        exchange_into(values, room, parts);
+        all_to_all_into(values, room, parts, parts);
     }
 
   private:
-    void exchange_into(at::Tensor out, at::Tensor in, const std::vector<std::int64_t>& parts) {
-        guarded("adding up", [&] {
-            if (all_to_all_)
-                all_to_all_(out, in, parts, parts);
-            else
-                out.copy_(through_store([in, parts](detail::ThroughStore& s) { return s.exchange(in, parts, parts); }));
-        });
+    void exchange(at::Tensor out, at::Tensor in, const std::vector<std::int64_t>& to,
+                  const std::vector<std::int64_t>& from) {
+        if (size() == 1)
+            out.copy_(in);
+        else if (all_to_all_)
+            all_to_all_(out, in, from, to);
+        else
+            out.copy_(through_store([in, to, from](detail::ThroughStore& s) { return s.exchange(in, to, from); }));
     }
     // Not every call of the store gives up by itself when the process that runs it hangs.
     template <class F> std::invoke_result_t<F, detail::ThroughStore&> through_store(F work) {
@@ -407,12 +422,6 @@ class Ranks {
         for (std::size_t r = 0; r < world; ++r) out.push_back(at::empty(shape, own.options()));
         if (filled.numel() > 0) all_gather_(out, filled);
         for (std::size_t r = 0; r < world; ++r) out[r] = out[r].narrow(0, 0, counts[r].item<std::int64_t>());
-        return out;
-    }
-    at::Tensor exchanged(at::Tensor in, const std::vector<std::int64_t>& to,
-                         const std::vector<std::int64_t>& from) const {
-        at::Tensor out = detail::rows_like(in, std::accumulate(from.begin(), from.end(), std::int64_t{0}));
-        all_to_all_(out, in, from, to);
         return out;
     }
     void check_counts(const char* what, const std::vector<std::int64_t>& counts, std::int64_t got,

@@ -124,6 +124,7 @@ void serve_shard(const c10::intrusive_ptr<c10d::Store>& store, const ServeOption
                        detail::type_number<RetrieverT>()}
         .write(hello);
     link.post(hello.bytes);
+    std::vector<Hits> spare;
     for (;;) {
         detail::Message request(link.receive(options.silence()));
         const std::int64_t kind = request.number();
@@ -141,14 +142,14 @@ void serve_shard(const c10::intrusive_ptr<c10d::Store>& store, const ServeOption
             found.bytes.resize(static_cast<std::size_t>(detail::HitsOnWire::bytes(n, width) + n * width * bytes));
             detail::HitsOnWire hits(found.bytes.data(), n, width);
             std::uint8_t* values = found.bytes.data() + detail::HitsOnWire::bytes(n, width);
-            detail::search_parts(
-                retriever, entries, queries, width,
-                [&](index_t q, index_t i, float score, index_t row) {
-                    hits.set(q, i, score, row);
-                    detail::ValueOnWire<Value>::write(entries.value(row),
-                                                      reinterpret_cast<std::byte*>(values + (q * width + i) * bytes));
-                },
-                [&](index_t q, index_t size) { hits.set_size(q, size); });
+            detail::search_parts(retriever, entries, queries, width, spare,
+                                 [&](index_t q, std::span<const float> scores, std::span<const std::uint32_t> rows) {
+                                     hits.set(q, scores, rows);
+                                     std::uint8_t* value = values + q * width * bytes;
+                                     for (std::size_t i = 0; i < rows.size(); ++i, value += bytes)
+                                         detail::ValueOnWire<Value>::write(entries.value(rows[i]),
+                                                                           reinterpret_cast<std::byte*>(value));
+                                 });
             answer.put(0);
             answer.put(found.bytes.data(), found.bytes.size());
         } catch (const std::exception& e) { // the front's caller hears of it

@@ -4,6 +4,8 @@
 #include <mnemo/core/memory.hpp>
 
 #include <algorithm>
+#include <bit>
+#include <cstdint>
 #include <cstring>
 #include <memory>
 #include <span>
@@ -45,32 +47,51 @@ class IdTable {
   public:
     void clear() {
         ids_.clear();
-        std::fill(slots_.begin(), slots_.end(), -1);
+        std::fill(slots_.begin(), slots_.end(), kEmpty);
+    }
+    void reserve(std::size_t n) {
+        ids_.reserve(n);
+        if (2 * n > slots_.size()) grow(std::bit_ceil(2 * n));
     }
     void add(index_t id) {
-        if (2 * (ids_.size() + 1) > slots_.size()) grow();
+        if (2 * (ids_.size() + 1) > slots_.size()) grow(std::max<std::size_t>(64, 4 * slots_.size()));
         const std::size_t slot = find(id);
-        if (slots_[slot] >= 0) return;
-        slots_[slot] = static_cast<index_t>(ids_.size());
+        if (slots_[slot] != kEmpty) return;
+        slots_[slot] = static_cast<std::uint32_t>(ids_.size());
         ids_.push_back(id);
+    }
+    void add(std::span<const index_t> ids) {
+        constexpr std::size_t ahead = 16; // a slot is a cache miss: fetched while others are looked at
+        reserve(ids_.size() + ids.size());
+        for (std::size_t i = 0; i < ids.size(); ++i) {
+            if (i + ahead < ids.size()) __builtin_prefetch(&slots_[hash(ids[i + ahead])], 1);
+            add(ids[i]);
+        }
     }
     std::span<const index_t> ids() const { return ids_; }
     /// Where `id` is in ids(), or -1.
-    index_t place(index_t id) const { return slots_.empty() ? -1 : slots_[find(id)]; }
+    index_t place(index_t id) const {
+        if (slots_.empty()) return -1;
+        const std::uint32_t place = slots_[find(id)];
+        return place == kEmpty ? -1 : index_t{place};
+    }
 
   private:
+    static constexpr auto kEmpty = static_cast<std::uint32_t>(-1); // a shard has fewer than 2^32 entries
+    std::size_t hash(index_t id) const {                           // Fibonacci's
+        return static_cast<std::uint64_t>(id) * 0x9E3779B97F4A7C15u >> 20 & (slots_.size() - 1);
+    }
     std::size_t find(index_t id) const {
-        const std::size_t mask = slots_.size() - 1;
-        std::size_t at = static_cast<std::uint64_t>(id) * 0x9E3779B97F4A7C15u >> 20 & mask; // Fibonacci hashing
-        while (slots_[at] >= 0 && ids_[static_cast<std::size_t>(slots_[at])] != id) at = (at + 1) & mask;
+        std::size_t at = hash(id);
+        while (slots_[at] != kEmpty && ids_[slots_[at]] != id) at = (at + 1) & (slots_.size() - 1);
         return at;
     }
-    void grow() {
-        slots_.assign(std::max<std::size_t>(64, 4 * slots_.size()), -1);
-        for (std::size_t i = 0; i < ids_.size(); ++i) slots_[find(ids_[i])] = static_cast<index_t>(i);
+    void grow(std::size_t slots) {
+        slots_.assign(slots, kEmpty);
+        for (std::size_t i = 0; i < ids_.size(); ++i) slots_[find(ids_[i])] = static_cast<std::uint32_t>(i);
     }
     std::vector<index_t> ids_;
-    std::vector<index_t> slots_; // a power of two, at most half full
+    std::vector<std::uint32_t> slots_; // a power of two, at most half full
 };
 
 /// Values of entries that lie elsewhere, by id.

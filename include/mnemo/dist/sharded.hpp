@@ -5,9 +5,14 @@
 #include <mnemo/kernels/convert.hpp>
 
 #include <algorithm>
+#include <bit>
+#include <concepts>
+#include <cstdint>
+#include <cstring>
 #include <future>
-#include <limits>
+#include <numeric>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -31,15 +36,22 @@ class HitsOnWire {
     std::int64_t status() const { return load<std::int64_t>(0); }
     void set_status(std::int64_t status) { store(0, status); }
     index_t size(index_t q) const { return load<std::int32_t>(8 + 4 * q); }
-    void set_size(index_t q, index_t n) { store(8 + 4 * q, static_cast<std::int32_t>(n)); }
     float score(index_t q, index_t i) const { return load<float>(scores() + 4 * (q * width_ + i)); }
     index_t row(index_t q, index_t i) const { return load<std::uint32_t>(rows() + 4 * (q * width_ + i)); }
-    void set(index_t q, index_t i, float score, index_t row) {
-        store(scores() + 4 * (q * width_ + i), score);
-        store(rows() + 4 * (q * width_ + i), static_cast<std::uint32_t>(row));
+    /// At most `width` hits; what remains of their room becomes zero.
+    void set(index_t q, std::span<const float> scores_found, std::span<const std::uint32_t> rows_found) {
+        set_size(q, static_cast<index_t>(scores_found.size()));
+        fill(scores() + 4 * q * width_, scores_found);
+        fill(rows() + 4 * q * width_, rows_found);
     }
+    void clear() { std::memset(data_, 0, static_cast<std::size_t>(bytes(queries_, width_))); }
 
   private:
+    void set_size(index_t q, index_t n) { store(8 + 4 * q, static_cast<std::int32_t>(n)); }
+    template <class T> void fill(index_t at, std::span<const T> from) {
+        if (!from.empty()) std::memcpy(data_ + at, from.data(), from.size_bytes());
+        std::memset(data_ + at + from.size_bytes(), 0, static_cast<std::size_t>(4 * width_) - from.size_bytes());
+    }
     index_t scores() const { return 8 + 4 * queries_; }
     index_t rows() const { return scores() + 4 * queries_ * width_; }
     // Messages lie one behind another: nothing is aligned.
@@ -78,38 +90,62 @@ decltype(auto) of_part(const auto& retriever, std::size_t i) {
         return (retriever);
 }
 
-/// The best `width` hits of a rank's parts for each query, in order: f(query, place, score, row of the shard), then
-/// done(query, how many).
+/// The best `width` hits of a rank's parts for each query, in order: f(query, scores, rows of the shard). `spare`
+/// [parts] is kept from call to call.
 template <class RetrieverT, class S>
-void search_parts(const RetrieverT& retriever, const Shard<S>& shard, Rows queries, index_t width, auto&& f,
-                  auto&& done) {
+void search_parts(const RetrieverT& retriever, const Shard<S>& shard, Rows queries, index_t width,
+                  std::vector<Hits>& spare, auto&& f) {
     using Part = typename Shard<S>::part_type;
     using OfPart = std::remove_cvref_t<decltype(of_part(retriever, 0))>;
-    std::vector<recall_t<OfPart, Part, Rows>> found;
+    using Found = recall_t<OfPart, Part, Rows>;
+    std::vector<Found> other; // what cannot be handed back
+    std::vector<const Found*> found;
+    std::vector<index_t> first;
+    spare.resize(shard.parts());
     for (std::size_t i = 0; i < shard.parts(); ++i)
-        if (queries.rows > 0 && shard.part(i).size() > 0)
-            found.push_back(of_part(retriever, i).retrieve(shard.part(i), queries));
+        if (queries.rows > 0 && shard.part(i).size() > 0) {
+            first.push_back(shard.first_of_part(i));
+            if constexpr (std::same_as<Found, Hits>)
+                spare[i] = retrieve_into(of_part(retriever, i), shard.part(i), queries, std::move(spare[i]));
+            else
+                other.push_back(of_part(retriever, i).retrieve(shard.part(i), queries));
+        }
+    if constexpr (std::same_as<Found, Hits>) {
+        for (std::size_t i = 0; i < shard.parts(); ++i)
+            if (queries.rows > 0 && shard.part(i).size() > 0) found.push_back(&spare[i]);
+    } else {
+        for (const Found& one : other) found.push_back(&one);
+    }
     std::vector<std::pair<float, index_t>> hits;
+    std::vector<float> scores;
+    std::vector<std::uint32_t> rows;
     for (index_t q = 0; q < queries.rows; ++q) {
-        hits.clear();
-        std::size_t part = 0;
-        for (const auto& recall : found) {
-            while (shard.part(part).size() == 0) ++part;
-            const index_t first = shard.first_of_part(part++);
-            for_each_hit(recall, q, [&](index_t row, float score) { hits.emplace_back(score, first + row); });
+        scores.clear(), rows.clear();
+        for (std::size_t i = 0; i < found.size(); ++i)
+            found[i]->visit(q, [&](const Ids auto& ids, std::span<const float> of_ids) {
+                const std::size_t before = rows.size(), n = of_ids.size();
+                rows.resize(before + n);
+                for (std::size_t j = 0; j < n; ++j)
+                    rows[before + j] = static_cast<std::uint32_t>(first[i] + static_cast<index_t>(ids[j]));
+                scores.insert(scores.end(), of_ids.begin(), of_ids.end());
+            });
+        bool sorted = true;
+        for (std::size_t i = 1; i < rows.size(); ++i)
+            sorted &= scores[i - 1] > scores[i] || (scores[i - 1] == scores[i] && rows[i - 1] < rows[i]);
+        if (!sorted) {
+            hits.clear();
+            for (std::size_t i = 0; i < rows.size(); ++i) hits.emplace_back(scores[i], rows[i]);
+            std::sort(hits.begin(), hits.end(), better_hit);
+            for (std::size_t i = 0; i < rows.size(); ++i)
+                scores[i] = hits[i].first, rows[i] = static_cast<std::uint32_t>(hits[i].second);
         }
-        if (!std::is_sorted(hits.begin(), hits.end(), better_hit)) std::sort(hits.begin(), hits.end(), better_hit);
-        const index_t n = std::min(width, static_cast<index_t>(hits.size()));
-        for (index_t i = 0; i < n; ++i) {
-            const auto& [score, row] = hits[static_cast<std::size_t>(i)];
-            f(q, i, score, row);
-        }
-        done(q, n);
+        const std::size_t n = std::min(static_cast<std::size_t>(width), rows.size());
+        f(q, std::span<const float>(scores).first(n), std::span<const std::uint32_t>(rows).first(n));
     }
 }
 
 /// The k best of several lists, each best first: best first, ties by lower id. A list is one rank's hits for a query;
-/// its ids follow from `first`.
+/// its ids follow from `first`, and are above those of the lists before it.
 class MergeHits {
   public:
     struct List {
@@ -118,35 +154,64 @@ class MergeHits {
     };
     /// f(place, id, score, list, place in the list) for each; returns how many.
     index_t operator()(std::span<const List> lists, index_t k, auto&& f) {
+        if (lists.size() == 1) return rest_of(lists[0], 0, 0, 0, k, f);
+        if (lists.size() == 2) return two(lists, k, f);
+        // A tournament without branches, for nobody can guess which list is next: leaves are the lists' best, each node
+        // the better one of two.
+        const std::size_t leaves = std::bit_ceil(std::max<std::size_t>(lists.size(), 1));
+        tree_.assign(2 * leaves, kNone);
         heads_.clear();
-        for (const List& list : lists)
-            if (list.hits->size(list.query) > 0) heads_.push_back(head(list, 0));
-        const auto worse = [](const Head& a, const Head& b) { return better_hit(b.best, a.best); };
-        std::make_heap(heads_.begin(), heads_.end(), worse);
+        for (std::size_t i = 0; i < lists.size(); ++i) {
+            heads_.push_back({0, lists[i].hits->size(lists[i].query)});
+            if (heads_[i].size > 0) tree_[leaves + i] = key(lists[i].hits->score(lists[i].query, 0), i);
+        }
+        for (std::size_t node = leaves; node-- > 1;) tree_[node] = std::min(tree_[2 * node], tree_[2 * node + 1]);
         index_t n = 0;
-        while (n < k && !heads_.empty()) {
-            std::pop_heap(heads_.begin(), heads_.end(), worse);
-            Head& best = heads_.back();
-            f(n++, best.best.second, best.best.first, static_cast<std::size_t>(best.list - lists.data()), best.at);
-            if (best.at + 1 < best.list->hits->size(best.list->query)) {
-                best = head(*best.list, best.at + 1);
-                std::push_heap(heads_.begin(), heads_.end(), worse);
-            } else {
-                heads_.pop_back();
-            }
+        for (; n < k && tree_[1] != kNone; ++n) {
+            const std::size_t i = tree_[1] & 0xffffffffu;
+            const List& list = lists[i];
+            Head& head = heads_[i];
+            f(n, list.first + list.hits->row(list.query, head.at), list.hits->score(list.query, head.at), i, head.at);
+            ++head.at;
+            std::size_t node = leaves + i;
+            tree_[node] = head.at < head.size ? key(list.hits->score(list.query, head.at), i) : kNone;
+            while ((node /= 2) > 0) tree_[node] = std::min(tree_[2 * node], tree_[2 * node + 1]);
         }
         return n;
     }
 
   private:
     struct Head {
-        std::pair<float, index_t> best;
-        const List* list;
-        index_t at;
+        index_t at, size;
     };
-    static Head head(const List& list, index_t at) {
-        return {{list.hits->score(list.query, at), list.first + list.hits->row(list.query, at)}, &list, at};
+    static index_t rest_of(const List& list, std::size_t number, index_t at, index_t n, index_t k, auto&& f) {
+        const index_t last = at + std::min(k - n, list.hits->size(list.query) - at);
+        for (; at < last; ++at)
+            f(n++, list.first + list.hits->row(list.query, at), list.hits->score(list.query, at), number, at);
+        return n;
     }
+    static index_t two(std::span<const List> lists, index_t k, auto&& f) {
+        const List &a = lists[0], &b = lists[1];
+        const index_t of_a = a.hits->size(a.query), of_b = b.hits->size(b.query);
+        index_t n = 0, i = 0, j = 0;
+        while (n < k && i < of_a && j < of_b) {
+            const float from_a = a.hits->score(a.query, i), from_b = b.hits->score(b.query, j);
+            const index_t second = from_b > from_a, at = second ? j : i;
+            const index_t row_a = a.first + a.hits->row(a.query, i), row_b = b.first + b.hits->row(b.query, j);
+            f(n++, second ? row_b : row_a, std::max(from_a, from_b), static_cast<std::size_t>(second), at);
+            i += 1 - second, j += second;
+        }
+        n = rest_of(a, 0, i, n, k, f);
+        return rest_of(b, 1, j, n, k, f);
+    }
+    static constexpr std::uint64_t kNone = ~std::uint64_t{0};
+    // Lower for a higher score, then for a list before.
+    static std::uint64_t key(float score, std::size_t list) {
+        const auto bits = std::bit_cast<std::uint32_t>(score + 0.0f); // one zero
+        const std::uint32_t falling = bits & 0x80000000u ? bits : ~(bits | 0x80000000u);
+        return std::uint64_t{falling} << 32 | list;
+    }
+    std::vector<std::uint64_t> tree_;
     std::vector<Head> heads_;
 };
 
@@ -186,8 +251,8 @@ template <class RetrieverT> struct Sharded {
     template <class S> class Run {
       public:
         Run(const Sharded& self, const ShardedStore<S>& store, Rows queries, Hits& hits)
-            : self_(self), store_(store), ranks_(store.ranks()), queries_(queries), hits_(hits),
-              world_(static_cast<std::size_t>(ranks_.size())), k_(detail::k_of(self.inner)) {}
+            : self_(self), store_(store), ranks_(store.ranks()), buffers_(store.buffers()), queries_(queries),
+              hits_(hits), world_(static_cast<std::size_t>(ranks_.size())), k_(detail::k_of(self.inner)) {}
 
         void all() {
             agree();
@@ -216,8 +281,9 @@ template <class RetrieverT> struct Sharded {
             index_t first = 0;                // of the own queries
             std::vector<std::int64_t> counts; // queries of each rank
             std::vector<std::int64_t> bytes;  // of the answers to each rank
-            Matrix queries;                   // of all ranks
+            Rows queries;                     // of all ranks
             at::Tensor answers;
+            std::size_t buffers = 0; // which of two
             std::string failure;
         };
 
@@ -280,63 +346,70 @@ template <class RetrieverT> struct Sharded {
                     detail::HitsOnWire::bytes(part.counts[r], widths_[static_cast<std::size_t>(ranks_.rank())]));
                 all += part.counts[r];
             }
+            part.buffers = static_cast<std::size_t>(i % 2);
             const Rows own = queries_.slice(part.first, part.counts[static_cast<std::size_t>(ranks_.rank())]);
-            part.queries = Matrix(all, queries_.cols);
+            if (world_ == 1 && self_.wire == QueryWire::float32) {
+                part.queries = own;
+                return part;
+            }
+            const at::Tensor rows =
+                buffers_.queries[part.buffers].take(all, queries_.cols * static_cast<index_t>(sizeof(float)));
+            auto* numbers = reinterpret_cast<float*>(rows.data_ptr());
+            part.queries = Rows(numbers, all, queries_.cols);
             switch (self_.wire) {
             case QueryWire::float32:
-                gather<float>(own, part);
+                gather<float>(own, part, rows);
                 break;
             case QueryWire::float16:
-                gather<half>(own, part);
+                gather_rounded<half>(own, part, numbers);
                 break;
             case QueryWire::bfloat16:
-                gather<bfloat16>(own, part);
+                gather_rounded<bfloat16>(own, part, numbers);
                 break;
             }
             return part;
         }
-        template <class T> void gather(Rows own, Piece& part) {
-            const auto width = static_cast<std::size_t>(queries_.cols);
-            const at::Tensor rows = at::empty({own.rows, queries_.cols * static_cast<index_t>(sizeof(T))}, at::kByte);
-            auto* to = reinterpret_cast<T*>(rows.data_ptr());
-            for (index_t q = 0; q < own.rows; ++q)
-                convert(own[q], std::span<T>(to + static_cast<std::size_t>(q) * width, width));
-            index_t row = 0;
-            for (const at::Tensor& theirs : ranks_.gather(rows, part.counts)) {
-                const auto* from = reinterpret_cast<const T*>(theirs.data_ptr());
-                for (index_t q = 0; q < theirs.size(0); ++q)
-                    convert(std::span<const T>(from + static_cast<std::size_t>(q) * width, width), part.queries[row++]);
-            }
+        template <class T> void gather(Rows own, const Piece& part, const at::Tensor& all) {
+            const auto world = static_cast<index_t>(world_);
+            const at::Tensor copies = buffers_.own_queries.take(world * own.rows, all.size(1));
+            auto* to = reinterpret_cast<T*>(copies.data_ptr());
+            for (index_t r = 0; r < world; ++r)
+                for (index_t q = 0; q < own.rows; ++q, to += own.cols)
+                    convert(own[q], std::span<T>(to, static_cast<std::size_t>(own.cols)));
+            ranks_.gather_into(all, copies, part.counts);
+        }
+        template <class T> void gather_rounded(Rows own, const Piece& part, float* to) {
+            const at::Tensor rows =
+                buffers_.rounded.take(part.queries.rows, queries_.cols * static_cast<index_t>(sizeof(T)));
+            gather<T>(own, part, rows);
+            const auto n = static_cast<std::size_t>(part.queries.rows * queries_.cols);
+            convert(std::span<const T>(reinterpret_cast<const T*>(rows.data_ptr()), n), std::span<float>(to, n));
         }
 
         // In a thread of its own: this rank's shard, for everybody's queries.
         void find(Piece& part) const {
             const index_t width = widths_[static_cast<std::size_t>(ranks_.rank())];
-            index_t all = 0;
-            for (const std::int64_t n : part.bytes) all += n;
-            part.answers = at::zeros({all}, at::kByte);
+            part.answers = buffers_.answers[part.buffers].take(
+                std::accumulate(part.bytes.begin(), part.bytes.end(), std::int64_t{0}), 1);
             std::vector<detail::HitsOnWire> answers;
-            std::vector<std::pair<std::size_t, index_t>> asker; // of a query: rank, and its place there
             std::uint8_t* data = static_cast<std::uint8_t*>(part.answers.data_ptr());
             for (std::size_t r = 0; r < world_; ++r) {
                 answers.emplace_back(data, part.counts[r], width);
-                for (index_t q = 0; q < part.counts[r]; ++q) asker.emplace_back(r, q);
+                answers.back().set_status(0);
                 data += part.bytes[r];
             }
             try {
+                std::size_t asker = 0; // of a query: rank, and where its queries begin
+                index_t first = 0;
                 detail::search_parts(
-                    self_.inner, store_.shard(), part.queries, width,
-                    [&](index_t q, index_t i, float score, index_t row) {
-                        const auto& [r, at] = asker[static_cast<std::size_t>(q)];
-                        answers[r].set(at, i, score, row);
-                    },
-                    [&](index_t q, index_t n) {
-                        const auto& [r, at] = asker[static_cast<std::size_t>(q)];
-                        answers[r].set_size(at, n);
+                    self_.inner, store_.shard(), part.queries, width, buffers_.hits,
+                    [&](index_t q, std::span<const float> scores, std::span<const std::uint32_t> rows) {
+                        while (q - first >= part.counts[asker]) first += part.counts[asker++];
+                        answers[asker].set(q - first, scores, rows);
                     });
             } catch (const std::exception& e) { // goes to all ranks with the answers
                 part.failure = *e.what() == '\0' ? "the search failed" : e.what();
-                for (detail::HitsOnWire& answer : answers) answer.set_status(1);
+                for (detail::HitsOnWire& answer : answers) answer.clear(), answer.set_status(1);
             }
         }
 
@@ -345,7 +418,11 @@ template <class RetrieverT> struct Sharded {
             const index_t own = part.counts[static_cast<std::size_t>(ranks_.rank())];
             std::vector<std::int64_t> from;
             for (const index_t width : widths_) from.push_back(detail::HitsOnWire::bytes(own, width));
-            const at::Tensor found = ranks_.all_to_all(part.answers, part.bytes, from);
+            at::Tensor found = part.answers;
+            if (world_ > 1) {
+                found = buffers_.found.take(std::accumulate(from.begin(), from.end(), std::int64_t{0}), 1);
+                ranks_.all_to_all_into(found, part.answers, part.bytes, from);
+            }
             std::vector<detail::HitsOnWire> answers;
             std::uint8_t* data = static_cast<std::uint8_t*>(found.data_ptr());
             bool failed = false;
@@ -375,6 +452,7 @@ template <class RetrieverT> struct Sharded {
         const Sharded& self_;
         const ShardedStore<S>& store_;
         Ranks& ranks_;
+        detail::Buffers& buffers_;
         Rows queries_;
         Hits& hits_;
         std::size_t world_;

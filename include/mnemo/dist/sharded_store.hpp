@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <mnemo/core/recall.hpp>
 #include <mnemo/dist/agree.hpp>
 #include <mnemo/dist/shard.hpp>
 #include <mnemo/text/hash.hpp>
@@ -9,7 +10,10 @@
 #include <array>
 #include <bit>
 #include <concepts>
+#include <cstdint>
+#include <cstring>
 #include <memory>
+#include <numeric>
 #include <span>
 #include <string>
 #include <string_view>
@@ -26,6 +30,35 @@ namespace detail {
 template <class RetrieverT> std::int64_t type_number() {
     return static_cast<std::int64_t>(Hash64().add(std::string_view(typeid(RetrieverT).name())).value());
 }
+
+/// Room for a message, kept from call to call. It is LibTorch's: whoever still sends from it when a call is given up
+/// keeps it alive.
+class Room {
+  public:
+    /// [rows, width] of bytes; what was there is lost.
+    at::Tensor take(index_t rows, index_t width) {
+        if (!bytes_.defined() || bytes_.numel() < rows * width) bytes_ = at::empty({rows * width}, at::kByte);
+        return bytes_.narrow(0, 0, rows * width).view({rows, width});
+    }
+
+  private:
+    at::Tensor bytes_;
+};
+
+/// What retrievals from a store need, kept from call to call. A copy of the store begins with none.
+struct Buffers {
+    Room own_queries, queries[2], rounded, answers[2], found; // of two pieces, where one is searched and one is sent
+    Room rows, wanted, values, got;                           // of fetch()
+    std::vector<index_t> ids;
+    std::vector<Hits> hits; // of each part
+
+    Buffers() = default;
+    Buffers(Buffers&&) = default;
+    Buffers& operator=(Buffers&&) = default;
+    Buffers(const Buffers&) {}
+    Buffers& operator=(const Buffers&) { return *this; }
+    ~Buffers() = default;
+};
 
 } // namespace detail
 
@@ -69,6 +102,8 @@ template <class S> class ShardedStore {
     index_t size_of_rank(int r) const { return first(r + 1) - first(r); }
     index_t local_size() const { return size_of_rank(ranks_->rank()); }
     std::uint64_t identity() const { return identity_; }
+    /// Of the retrieval that all ranks are in.
+    detail::Buffers& buffers() const { return buffers_; }
     /// This rank's entries.
     const Shard<S>& shard() const { return shard_; }
     Shard<S>& shard() { return shard_; }
@@ -107,51 +142,63 @@ template <class S> class ShardedStore {
     /// All ranks: makes value() know the entries of `recall`, and no others that are not this rank's. Each id that
     /// another rank holds travels once, and its value comes back.
     void fetch(const AssociativeRecall auto& recall) const {
-        auto& table = fetched_.table;
         fetched_.clear();
-        for (index_t row = 0; row < recall.rows(); ++row)
-            for_each_hit(recall, row, [&](index_t id, float) {
-                if (!is_local(id)) table.add(id);
-            });
         const auto world = static_cast<std::size_t>(ranks_->size());
         if (world == 1) return;
         // Grouped by owner: what is asked of each rank.
+        detail::Buffers& room = buffers_;
+        std::vector<std::size_t> first_of_group(world + 1, 0);
+        for (index_t row = 0; row < recall.rows(); ++row)
+            for_each_hit(recall, row, [&](index_t id, float) {
+                if (id < 0 || id >= size()) fail("ShardedStore: expected an id in [0, ", size(), "), got ", id);
+                ++first_of_group[static_cast<std::size_t>(owner(id)) + 1];
+            });
+        for (std::size_t r = 0; r < world; ++r) first_of_group[r + 1] += first_of_group[r];
+        std::vector<std::size_t> next(first_of_group.begin(), first_of_group.end() - 1);
+        room.ids.resize(first_of_group.back());
+        for (index_t row = 0; row < recall.rows(); ++row)
+            for_each_hit(recall, row,
+                         [&](index_t id, float) { room.ids[next[static_cast<std::size_t>(owner(id))]++] = id; });
+        auto& table = fetched_.table;
         std::vector<std::int64_t> asked(world, 0), asking(world);
-        std::vector<int> owners;
-        for (const index_t id : table.ids()) {
-            if (id < 0 || id >= size()) fail("ShardedStore: expected an id in [0, ", size(), "), got ", id);
-            owners.push_back(owner(id));
-            ++asked[static_cast<std::size_t>(owners.back())];
+        for (std::size_t r = 0; r < world; ++r) {
+            if (r == static_cast<std::size_t>(ranks_->rank())) continue;
+            const auto before = table.ids().size();
+            table.add(std::span<const index_t>(room.ids).subspan(first_of_group[r],
+                                                                 first_of_group[r + 1] - first_of_group[r]));
+            asked[r] = static_cast<std::int64_t>(table.ids().size() - before);
         }
-        std::vector<std::int64_t> next(world, 0), place(owners.size());
-        for (std::size_t r = 1; r < world; ++r) next[r] = next[r - 1] + asked[r - 1];
-        const at::Tensor rows = at::empty({static_cast<std::int64_t>(owners.size())}, at::kInt);
-        for (std::size_t i = 0; i < owners.size(); ++i) {
-            place[i] = next[static_cast<std::size_t>(owners[i])]++;
-            rows.data_ptr<std::int32_t>()[place[i]] =
-                std::bit_cast<std::int32_t>(static_cast<std::uint32_t>(table.ids()[i] - first(owners[i])));
-        }
+        const auto wanted_of_others = static_cast<index_t>(table.ids().size());
+        const at::Tensor rows = room.rows.take(wanted_of_others, sizeof(std::uint32_t));
+        auto* row = rows.data_ptr<std::uint8_t>();
+        std::size_t at = 0;
+        for (std::size_t r = 0; r < world; ++r)
+            for (const std::size_t end = at + static_cast<std::size_t>(asked[r]); at < end; ++at, row += 4) {
+                const auto of_shard = static_cast<std::uint32_t>(table.ids()[at] - first_[r]);
+                std::memcpy(row, &of_shard, sizeof of_shard);
+            }
         const at::Tensor counts = at::empty({static_cast<std::int64_t>(world)}, at::kLong);
         std::copy(asked.begin(), asked.end(), counts.data_ptr<std::int64_t>());
         const std::vector<std::int64_t> one_each(world, 1);
         const at::Tensor theirs = ranks_->all_to_all(counts, one_each, one_each);
         std::copy_n(theirs.data_ptr<std::int64_t>(), world, asking.begin());
-        const at::Tensor wanted = ranks_->all_to_all(rows, asked, asking);
+        const index_t all = std::accumulate(asking.begin(), asking.end(), index_t{0});
+        const at::Tensor wanted = room.wanted.take(all, sizeof(std::uint32_t));
+        ranks_->all_to_all_into(wanted, rows, asked, asking);
         // The answers, in the order asked.
-        const at::Tensor answers = at::empty({wanted.size(0), fetched_.bytes}, at::kByte);
-        auto* to = reinterpret_cast<std::byte*>(answers.data_ptr<std::uint8_t>());
-        for (std::int64_t i = 0; i < wanted.size(0); ++i, to += fetched_.bytes) {
-            const auto row = std::bit_cast<std::uint32_t>(wanted.data_ptr<std::int32_t>()[i]);
-            if (row >= local_size()) fail("ShardedStore: rank ", ranks_->rank(), " was asked for a row it has not");
-            detail::ValueOnWire<value_type>::write(shard_.value(row), to);
+        const at::Tensor values = room.values.take(all, fetched_.bytes);
+        auto* value = reinterpret_cast<std::byte*>(values.data_ptr<std::uint8_t>());
+        const auto* which = wanted.data_ptr<std::uint8_t>();
+        for (index_t i = 0; i < all; ++i, value += fetched_.bytes, which += 4) {
+            std::uint32_t id;
+            std::memcpy(&id, which, sizeof id);
+            if (id >= local_size()) fail("ShardedStore: rank ", ranks_->rank(), " was asked for a row it has not");
+            detail::ValueOnWire<value_type>::write(shard_.value(id), value);
         }
-        const at::Tensor found = ranks_->all_to_all(answers, asking, asked);
-        const auto bytes = static_cast<std::size_t>(fetched_.bytes);
-        auto& values = fetched_.values;
-        values.resize(owners.size() * bytes);
-        const auto* from = reinterpret_cast<const std::byte*>(found.data_ptr<std::uint8_t>());
-        for (std::size_t i = 0; i < owners.size(); ++i)
-            std::memcpy(values.data() + i * bytes, from + static_cast<std::size_t>(place[i]) * bytes, bytes);
+        const at::Tensor got = room.got.take(wanted_of_others, fetched_.bytes);
+        ranks_->all_to_all_into(got, values, asking, asked);
+        const auto* bytes = reinterpret_cast<const std::byte*>(got.data_ptr<std::uint8_t>());
+        fetched_.values.assign(bytes, bytes + got.numel());
     }
 
   private:
@@ -161,8 +208,14 @@ template <class S> class ShardedStore {
         return parts;
     }
     bool is_local(index_t id) const { return id >= first() && id < first() + local_size(); }
+    // Without a branch that depends on the id, as long as there are few ranks: ids come in no order.
     int owner(index_t id) const {
-        return static_cast<int>(std::upper_bound(first_.begin(), first_.end(), id) - first_.begin()) - 1;
+        const std::size_t world = first_.size() - 1;
+        if (world > 16)
+            return static_cast<int>(std::upper_bound(first_.begin(), first_.end(), id) - first_.begin()) - 1;
+        int r = 0;
+        for (std::size_t i = 1; i < world; ++i) r += id >= first_[i];
+        return r;
     }
 
     std::shared_ptr<Ranks> ranks_;
@@ -171,6 +224,7 @@ template <class S> class ShardedStore {
     index_t key_dim_ = 0;
     std::vector<index_t> first_{0};                     // [ranks + 1]
     mutable detail::FetchedValues<value_type> fetched_; // what the last retrieval found elsewhere
+    mutable detail::Buffers buffers_;
 };
 
 } // namespace mnemo::nn
