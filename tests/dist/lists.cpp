@@ -179,6 +179,21 @@ void refuse(const RanksOptions& options, const std::string& folder) {
     const std::string different = error(other, "/other");
     require(different.find("rank 1: seed: expected 1 as on rank 0, got 2") != std::string::npos,
             "an error for ranks of different options, got '" + different + "'");
+    // Ranks that would look at other lists than one another, or otherwise.
+    const bool odd = options.rank == 1;
+    const PartLists lists = open_lists<L2>(store, folder + "/lists", kOptions);
+    const Matrix queries = random_rows(3, 5, false);
+    const auto search = [&](index_t nprobe, Probe probe) {
+        const Sharded<ShardLists<L2>> with{{lists, 10, nprobe, probe}};
+        return error_of([&] { with.retrieve(store, queries); });
+    };
+    const std::string few = search(odd ? 3 : 4, Probe::rescored);
+    require(few.find("sharded retrieval: rank 1: nprobe: expected 4 as on rank 0, got 3") != std::string::npos,
+            "an error for another nprobe, got '" + few + "'");
+    const std::string otherwise = search(4, odd ? Probe::exact : Probe::rescored);
+    require(otherwise.find("sharded retrieval: rank 1: probe: expected 1 as on rank 0, got 2") != std::string::npos,
+            "an error for another way to probe, got '" + otherwise + "'");
+    require(search(4, Probe::rescored).empty(), "no error where ranks agree");
     const Sharded<ShardLists<L2>> without{};
     const std::string missing = error_of([&] { without.retrieve(store, Matrix(3, kDim)); });
     require(missing.find("expected inverted lists, got none") != std::string::npos,

@@ -8,6 +8,7 @@
 #include <mnemo/papers/knn_lm.hpp>
 #include <mnemo/papers/plug_lm.hpp>
 #include <mnemo/retrieve/any.hpp>
+#include <mnemo/retrieve/rescore.hpp>
 #include <mnemo/store/knowledge.hpp>
 #include <mnemo/store/tokens.hpp>
 
@@ -80,6 +81,14 @@ struct FailsOnce {
     }
 };
 
+// A retriever with a setting of its own.
+struct Tuned {
+    index_t k = 5;
+    std::int64_t effort = 0;
+    std::int64_t settings() const { return effort; }
+    Hits retrieve(const TokenStore<>& store, Rows queries) const { return Exact<L2>{k}.retrieve(store, queries); }
+};
+
 void errors(const RanksOptions& options) {
     const auto ranks = std::make_shared<Ranks>(options);
     const Matrix keys = random_rows(100, 1, false);
@@ -108,6 +117,11 @@ void errors(const RanksOptions& options) {
     } else {
         expect(search({{.k = 5}}, queries), "rank 1: type of the retriever");
     }
+    const auto tuned = [&](std::int64_t effort) { // within another one, too
+        return error_of([&] { Sharded<Rescored<Tuned, L2>>{{{5, effort}}}.retrieve(store, queries); });
+    };
+    expect(tuned(odd ? 7 : 6), "rank 1: settings of the retriever: expected 6 as on rank 0, got 7");
+    require(tuned(7).empty(), "no error where settings agree");
     for (const bool overlap : {false, true}) // in the second of several pieces
         expect(error_of([&] {
                    const Sharded<FailsOnce> fails{{.rank = options.rank}, QueryWire::float32, 20, overlap};

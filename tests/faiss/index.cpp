@@ -111,6 +111,7 @@ TEST_CASE("erased entries are left out, and lists without enough rows give fewer
     FaissIndex index = FaissIndex::build(store, small("IVF40,Flat"));
     index.k = 400;
     index.set_nprobe(40);
+    CHECK(index.settings() == 40); // what ranks compare
     const Matrix q = clustered(9, 8, 8);
     store.erase(17), store.erase(399);
     for (index_t row = 0; row < 9; ++row) {

@@ -40,7 +40,7 @@ inline std::string failure_of(const std::exception& e) {
 
 /// Numbers of an agreement that a rank may meet with another one: in a step of training one fails where others are in a
 /// retrieval, or have ended.
-inline constexpr std::size_t kAgreed = 10;
+inline constexpr std::size_t kAgreed = 13;
 
 /// Numbers that all ranks must have alike, with their names for a message. Called by all ranks together; every rank
 /// finds the same first difference and throws the same Error. `failure` is what has gone wrong on this rank before.

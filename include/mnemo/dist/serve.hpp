@@ -74,11 +74,16 @@ enum Request : std::int64_t { ping, search, stop, refuse };
 // What a shard says about itself when it comes; a service is made of shards that agree.
 struct ShardFacts {
     std::int64_t entries = 0, key_dim = 0, value_bytes = 0, identity = 0, k = 0, retriever = 0;
+    Settings set{};
     void write(Message& m) const {
-        for (const std::int64_t n : {entries, key_dim, value_bytes, identity, k, retriever}) m.put(n);
+        for (const std::int64_t n :
+             {entries, key_dim, value_bytes, identity, k, retriever, set.nprobe, set.probe, set.others})
+            m.put(n);
     }
     void read(Message& m) {
-        for (std::int64_t* n : {&entries, &key_dim, &value_bytes, &identity, &k, &retriever}) *n = m.number();
+        for (std::int64_t* n :
+             {&entries, &key_dim, &value_bytes, &identity, &k, &retriever, &set.nprobe, &set.probe, &set.others})
+            *n = m.number();
     }
     /// What differs from `first`, the facts of another shard; empty if nothing. Entries may.
     std::string difference(const ShardFacts& first) const {
@@ -88,7 +93,9 @@ struct ShardFacts {
         for (const std::string& d :
              {differs("key_dim", first.key_dim, key_dim), differs("bytes of a value", first.value_bytes, value_bytes),
               differs("the store's identity", first.identity, identity), differs("k", first.k, k),
-              differs("type of the retriever", first.retriever, retriever)})
+              differs("type of the retriever", first.retriever, retriever),
+              differs("nprobe", first.set.nprobe, set.nprobe), differs("probe", first.set.probe, set.probe),
+              differs("settings of the retriever", first.set.others, set.others)})
             if (!d.empty()) return d;
         return {};
     }
@@ -121,7 +128,8 @@ void serve_shard(const c10::intrusive_ptr<c10d::Store>& store, const ServeOption
                        bytes,
                        static_cast<std::int64_t>(identity),
                        k,
-                       detail::type_number<RetrieverT>()}
+                       detail::type_number<RetrieverT>(),
+                       detail::settings_of(retriever)}
         .write(hello);
     link.post(hello.bytes);
     std::vector<Hits> spare;

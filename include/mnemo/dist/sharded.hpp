@@ -215,6 +215,22 @@ class MergeHits {
     std::vector<Head> heads_;
 };
 
+/// What a retriever, or the one inside it, looks at beside its k. Shards that differ in it would answer as no retriever
+/// does: its members nprobe and probe, and whatever else it has put into a number, settings().
+struct Settings {
+    std::int64_t nprobe = 0, probe = 0, others = 0;
+};
+Settings settings_of(const auto& retriever) {
+    Settings s;
+    if constexpr (requires { retriever.inner; }) s = settings_of(retriever.inner);
+    if constexpr (requires { static_cast<std::int64_t>(retriever.nprobe); })
+        s.nprobe = static_cast<std::int64_t>(retriever.nprobe);
+    if constexpr (requires { static_cast<std::int64_t>(retriever.probe); })
+        s.probe = static_cast<std::int64_t>(retriever.probe);
+    if constexpr (requires { std::int64_t{retriever.settings()}; }) s.others = retriever.settings();
+    return s;
+}
+
 } // namespace detail
 
 /// Any retriever over a store that is spread over ranks: every rank hands over its queries (any number, none included),
@@ -296,6 +312,9 @@ template <class RetrieverT> struct Sharded {
                                                         "type of the retriever",
                                                         "key_dim",
                                                         "entries of the store",
+                                                        "nprobe",
+                                                        "probe",
+                                                        "settings of the retriever",
                                                         "queries",
                                                         "entries"};
             std::string failure;
@@ -307,15 +326,17 @@ template <class RetrieverT> struct Sharded {
                 failure = text("the shard: expected ", store_.local_size(), " entries as when it was counted, got ",
                                store_.shard().entries_now(), ": call refresh() on all ranks");
             if (failure.empty()) failure = not_representable();
-            const auto everybody = detail::agree(ranks_, "sharded retrieval", names,
-                                                 {k_, queries_.cols, static_cast<std::int64_t>(self_.wire), self_.piece,
-                                                  self_.overlap, detail::type_number<RetrieverT>(), store_.key_dim(),
-                                                  store_.size(), queries_.rows, store_.local_size()},
-                                                 8, failure);
+            const detail::Settings set = detail::settings_of(self_.inner);
+            const auto everybody =
+                detail::agree(ranks_, "sharded retrieval", names,
+                              {k_, queries_.cols, static_cast<std::int64_t>(self_.wire), self_.piece, self_.overlap,
+                               detail::type_number<RetrieverT>(), store_.key_dim(), store_.size(), set.nprobe,
+                               set.probe, set.others, queries_.rows, store_.local_size()},
+                              11, failure);
             index_t most = 0;
             for (std::size_t r = 0; r < world_; ++r) {
-                counts_.push_back(everybody[r][8]);
-                widths_.push_back(std::min<index_t>(k_, everybody[r][9]));
+                counts_.push_back(everybody[r][11]);
+                widths_.push_back(std::min<index_t>(k_, everybody[r][12]));
                 most = std::max<index_t>(most, counts_.back());
             }
             // Pieces have as many queries of each rank as keep the sum of all below `piece`.

@@ -8,6 +8,7 @@
 #include <mnemo/kernels/score.hpp>
 
 #include <faiss/AutoTune.h>
+#include <faiss/IVFlib.h>
 #include <faiss/Index.h>
 #include <faiss/IndexIVF.h>
 #include <faiss/IndexIVFPQ.h>
@@ -179,6 +180,12 @@ class FaissIndex {
     }
     /// Inverted lists visited for a query.
     void set_nprobe(index_t lists) { set(text("nprobe=", lists)); }
+    /// What a search looks at beside k, as a number that retrievers of one memory's shards must share: the inverted
+    /// lists visited for a query, 0 where there are none.
+    std::int64_t settings() const {
+        const ::faiss::IndexIVF* lists = ::faiss::ivflib::try_extract_index_ivf(index_.get());
+        return lists == nullptr ? 0 : static_cast<std::int64_t>(lists->nprobe);
+    }
 
     index_t size() const { return index_->ntotal; }
     index_t key_dim() const { return index_->d; }
