@@ -7,6 +7,7 @@
 #include <mnemo/dist/sharded_lists.hpp>
 
 #include <filesystem>
+#include <fstream>
 #include <map>
 
 namespace {
@@ -122,6 +123,12 @@ std::map<std::string, std::filesystem::file_time_type> files_in(const std::strin
     return out;
 }
 
+std::vector<index_t> numbers_of(Ranks& ranks, index_t own) {
+    std::vector<index_t> out;
+    for (const at::Tensor& t : ranks.gather(at::full({1}, own, at::kLong))) out.push_back(t.item<std::int64_t>());
+    return out;
+}
+
 // Opens the lists, on any number of ranks; what was there before stays as it is.
 void open_store(const RanksOptions& options, const std::string& folder) {
     const auto ranks = std::make_shared<Ranks>(options);
@@ -146,6 +153,36 @@ void open_store(const RanksOptions& options, const std::string& folder) {
         require(part && std::memcmp(part->centroids, expected.centroids.data(), 4 * expected.centroids.size()) == 0,
                 "the centroids of one store, bit for bit");
     compare_answers<L2>(store, lists, whole, expected, queries_of(options.rank, false, 3), "from files");
+}
+
+// Only what belongs to these ranks, to another store, or to nobody known, is left; what is open stays as it was.
+void remove_others(const RanksOptions& options, const std::string& folder) {
+    const auto ranks = std::make_shared<Ranks>(options);
+    const auto store = open_sharded(ranks, folder);
+    const std::string in = folder + "/lists";
+    const PartLists lists = open_lists<L2>(store, in, kOptions);
+    const Sharded<ShardLists<L2>> retriever{{lists, 10, 4}};
+    const Matrix queries = queries_of(options.rank, false, 3);
+    const Hits before = retriever.retrieve(store, queries);
+    const std::vector<std::string> strange = {in + "/another-0-5", in + "/notes", in + "/x-1"};
+    if (options.rank == 0)
+        for (const std::string& path : strange) std::ofstream(path) << "not ours";
+    index_t ranges = 0;
+    for (const index_t of_rank : numbers_of(*ranks, static_cast<index_t>(lists.size()))) ranges += of_rank;
+    const auto all = static_cast<index_t>(files_in(in).size());
+    const index_t expected = all - ranges - 1 - static_cast<index_t>(strange.size()); // centroids
+    ranks->gather(at::zeros({1}));                                                    // everybody has looked
+    require(expected > 0 && remove_other_lists(store, in) == expected, "lists of other ranges are removed");
+    const auto left = files_in(in);
+    require(static_cast<index_t>(left.size()) == all - expected, "and nothing else");
+    ranks->gather(at::zeros({1}));
+    require(remove_other_lists(store, in) == 0, "once");
+    require_same(retriever.retrieve(store, queries), before, "what is open");
+    open_lists<L2>(store, in, kOptions);
+    require(files_in(in) == left, "what is left is used");
+    ranks->gather(at::zeros({1}));
+    if (options.rank == 0)
+        for (const std::string& path : strange) std::filesystem::remove(path);
 }
 
 // Rank 1 dies when so many keys have been assigned; the others get an Error. What was made is there for the next run.
@@ -225,6 +262,7 @@ int main() {
         for (const index_t keys : {index_t{1}, kOptions.rounds * kOptions.lists * kOptions.sample + kRows / 2})
             run("dies while lists are made", 3, [=](const RanksOptions& options) { die_at(options, store, keys); });
         for (const int world : {3, 1, 2, 4, 8, 3}) run("lists from files", world, in(open_store));
+        run("lists that belong to nobody", 2, in(remove_others));
         run("lists that do not fit", 2, in(refuse));
     }
     return passed ? 0 : 1;

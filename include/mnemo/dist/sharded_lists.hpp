@@ -9,9 +9,12 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <set>
 #include <span>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -241,6 +244,10 @@ struct CentroidsFile {
     }
 };
 
+inline std::string file_of_range(const DatastoreRange& part) {
+    return text(part.datastore().manifest().id, "-", part.first(), "-", part.size());
+}
+
 } // namespace detail
 
 /// All ranks: lists of a store in shards, in memory, for ShardLists.
@@ -284,10 +291,7 @@ PartLists open_lists(const ShardedStore<DatastoreRange>& store, const std::strin
     const Hash64 centroids = Hash64().add(std::as_bytes(std::span(draft.centroids.data)));
     const char* const names[] = {"centroids"};
     detail::agree<1>(ranks, "inverted lists", names, {static_cast<std::int64_t>(centroids.value())}, 1);
-    const auto path_of = [&](std::size_t i) {
-        const DatastoreRange& part = store.shard().part(i);
-        return text(folder, "/", part.datastore().manifest().id, "-", part.first(), "-", part.size());
-    };
+    const auto path_of = [&](std::size_t i) { return folder + "/" + detail::file_of_range(store.shard().part(i)); };
     const auto of = [&](std::size_t i) {
         return store.shard().part(i).datastore().keys_version() + "-" + centroids.text();
     };
@@ -315,6 +319,40 @@ template <MetricTag MetricT, Executor X = Serial>
 PartLists open_lists(const ShardedStore<DatastoreRange>& store, const std::string& folder, const ListsOptions& options,
                      X executor = {}) {
     return open_lists<MetricT>(store, folder, options, executor, [](index_t, index_t) {});
+}
+
+/// All ranks: removes from `folder` what open_lists() has made for ranges that none of these ranks holds, as after a
+/// change of their number: lists of this store's files only. Returns how many there were. A process that has them open
+/// keeps them.
+inline index_t remove_other_lists(const ShardedStore<DatastoreRange>& store, const std::string& folder) {
+    Ranks& ranks = store.ranks();
+    std::string own; // a line for each range
+    for (std::size_t i = 0; i < store.shard().parts(); ++i) own += detail::file_of_range(store.shard().part(i)) + "\n";
+    const at::Tensor bytes = at::empty({static_cast<std::int64_t>(own.size())}, at::kByte);
+    std::copy(own.begin(), own.end(), bytes.data_ptr<std::uint8_t>());
+    std::set<std::string> kept, stores; // names; what the names of this store's files begin with
+    for (const at::Tensor& theirs : ranks.gather(bytes)) {
+        const auto* data = theirs.data_ptr<std::uint8_t>();
+        std::istringstream lines(std::string(data, data + theirs.numel()));
+        for (std::string name; std::getline(lines, name);) {
+            kept.insert(name);
+            stores.insert(name.substr(0, name.rfind('-', name.rfind('-') - 1)));
+        }
+    }
+    index_t removed = 0;
+    detail::together(ranks, "inverted lists", [&] {
+        if (ranks.rank() != 0 || !std::filesystem::exists(folder)) return;
+        std::vector<std::filesystem::path> others;
+        for (const auto& file : std::filesystem::directory_iterator(folder)) {
+            const std::string name = file.path().filename().string();
+            const std::size_t last = name.rfind('-'), first = last == 0 ? name.npos : name.rfind('-', last - 1);
+            if (last == name.npos || first == name.npos || kept.count(name) == 1) continue;
+            if (name.find_first_not_of("0123456789-", first) != name.npos) continue;
+            if (stores.count(name.substr(0, first)) == 1) others.push_back(file.path());
+        }
+        for (const auto& path : others) removed += std::filesystem::remove(path);
+    });
+    return ranks.sum(at::full({1}, removed, at::kLong)).item<std::int64_t>();
 }
 
 } // namespace mnemo::nn
