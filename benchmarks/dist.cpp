@@ -211,10 +211,10 @@ struct Network {
 };
 constexpr double kNear = 1 << 16; // hits whose messages a core's own cache holds
 // What a rank does alone: nanoseconds for a call, a query, a number of a query that is copied for one rank, a hit that
-// is packed (and more for each beyond kNear), one that is merged (from one list, and more for each doubling of their
-// number), a value that is fetched.
-const char* const work_names[] = {"call_ns", "query_ns", "copy_ns",      "pack_ns",
-                                  "far_ns",  "merge_ns", "merge_log_ns", "fetch_ns"};
+// is packed (and more for each beyond kNear), one that is copied from the only list, or merged from
+// several (and more for each doubling of their number), a value that is fetched.
+const char* const work_names[] = {"call_ns",    "query_ns", "copy_ns",      "pack_ns", "far_ns",
+                                  "merge_1_ns", "merge_ns", "merge_log_ns", "fetch_ns"};
 // Of a search, by one rank alone (alone_), or by as many as there are cores at the same time (search_): keys x queries
 // x width a second, and the seconds that it takes with any number of keys (_s).
 std::string search_name(bool alone, Shape s) { return text(alone ? "alone_" : "search_", s.queries, "_", s.k); }
@@ -245,7 +245,7 @@ Prediction predict(int world, Shape s, const Network& net) {
     const double packed = all * std::min(k, n / r);
     p.work = of("call_ns") + all * of("query_ns") + packed * of("pack_ns") +
              std::max(0.0, packed - kNear) * of("far_ns") +
-             own * found * (of("merge_ns") + of("merge_log_ns") * std::log2(r));
+             own * found * (world == 1 ? of("merge_1_ns") : of("merge_ns") + of("merge_log_ns") * std::log2(r));
     if (world > 1) {
         p.bytes = (r - 1) * (m.pieces * (m.queries + m.hits) + 8 * m.fetched);
         p.rounds = net.gather(112) + m.pieces * (net.gather(m.queries) + net.exchange(m.hits)) + net.exchange(8) +
@@ -277,7 +277,7 @@ struct Bare {
         if (ranks.size() == 1) return;
         double most = 0;
         for (const Shape s : shapes) most = std::max(most, Messages(ranks.size(), s).most());
-        for (std::int64_t bytes = 128;; bytes *= 4) {
+        for (std::int64_t bytes = 128;; bytes *= bytes < 8192 ? 4 : 2) { // closer where the line bends
             sizes.push_back(bytes);
             if (static_cast<double>(bytes) >= most) break;
         }
@@ -403,7 +403,7 @@ Numbers measure_constants(const RanksOptions& options) {
     windows.processor("one", exchange_of(alone, {1, 1}));
     windows.processor("few", exchange_of(alone, {queries, 1}));
     windows.processor("near", exchange_of(alone, {queries / 2, k / 2}));
-    windows.processor("many", exchange_of(alone, {queries, 2 * k}));
+    windows.processor("many", exchange_of(alone, {2 * queries, 3 * k}));
     const Matrix rows = queries_of(*ranks, queries / 2);
     std::vector<float> copies(2 * rows.data.size());
     windows.processor("copy", [&] {
@@ -417,24 +417,24 @@ Numbers measure_constants(const RanksOptions& options) {
     windows.processor("fetch", [&] { store.fetch(found); });
     const Numbers seconds = windows.run(get("steps"));
     Numbers out;
-    // A straight line through what one, two, four and eight lists take.
-    double mean = 0, slope = 0;
-    for (int log = 0; log < 4; ++log) {
-        const double ns = 1e9 * seconds.at(text("merge ", log)) / static_cast<double>((queries >> log) * k);
-        mean += ns / 4, slope += ns * (log - 1.5) / 5;
-    }
-    out["merge_log_ns"] = slope, out["merge_ns"] = mean - 1.5 * slope;
+    // One list is copied; a straight line through what two, four and eight take.
+    const auto merge = [&](int log) {
+        return 1e9 * seconds.at(text("merge ", log)) / static_cast<double>((queries >> log) * k);
+    };
+    out["merge_1_ns"] = merge(0);
+    out["merge_log_ns"] = (merge(3) - merge(1)) / 2;
+    out["merge_ns"] = (merge(1) + merge(2) + merge(3)) / 3 - 2 * out["merge_log_ns"];
     out["call_ns"] = 1e9 * seconds.at("one");
     out["query_ns"] = 1e9 * (seconds.at("few") - seconds.at("one")) / static_cast<double>(queries);
     out["copy_ns"] = 1e9 * seconds.at("copy") / static_cast<double>(copies.size());
     const auto hits = [&](const char* name, index_t of) { // without the call and the queries
         return 1e9 * seconds.at(name) - out["call_ns"] - static_cast<double>(of) * out["query_ns"];
     };
-    const double near = static_cast<double>(queries / 2 * (k / 2)), many = static_cast<double>(queries * 2 * k);
+    const double near = static_cast<double>(queries / 2 * (k / 2)), many = static_cast<double>(6 * queries * k);
     const double a_hit = hits("near", queries / 2) / near;
-    out["pack_ns"] = a_hit - out["merge_ns"];
-    out["far_ns"] = std::max(0.0, hits("many", queries) - many * a_hit) / (many - kNear);
-    out["fetch_ns"] = 1e9 * seconds.at("fetch") / (many / 4);
+    out["pack_ns"] = a_hit - out["merge_1_ns"];
+    out["far_ns"] = std::max(0.0, hits("many", 2 * queries) - many * a_hit) / (many - kNear);
+    out["fetch_ns"] = 1e9 * seconds.at("fetch") / static_cast<double>(queries / 2 * k); // half of them
     if (get("search") != 0) measure_search(*ranks, out);
     return out;
 }

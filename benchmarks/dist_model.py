@@ -24,7 +24,7 @@ def step(a, n, r):
     rounds = len(messages) * a.round_us * 1e-6 + moved / (a.gb_s * 1e9) if r > 1 else 0
     packed = a.batch * width
     work = c["call_ns"] + a.batch * c["query_ns"] + packed * c["pack_ns"] + max(0, packed - 2**16) * c["far_ns"]
-    work += own * a.k * (c["merge_ns"] + c["merge_log_ns"] * math.log2(r))
+    work += own * a.k * (c["merge_1_ns"] if r == 1 else c["merge_ns"] + c["merge_log_ns"] * math.log2(r))
     if r > 1:
         work += own * r * a.dim * c["copy_ns"] + (r - 1) * fetched * c["fetch_ns"]
     exchange = rounds + max(a.ranks_per_core, 1) * work * 1e-9
