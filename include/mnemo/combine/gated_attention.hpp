@@ -64,8 +64,10 @@ template <Executor X = Serial> struct GatedAttention {
             const index_t head = task / blocks, first = task % blocks * block;
             Buffers<chunk_element_t<S>> buffers(ring, head);
             const float gate = base.gates[static_cast<std::size_t>(head)];
-            for (index_t i = first; i < std::min(first + block, n); ++i) {
-                if (!buffers.see(reading.recall[head].ids(i), filled_to)) continue;
+            const index_t last = std::min(first + block, n);
+            buffers.foresee(reading.recall[head], first, last);
+            for (index_t i = first; i < last; ++i) {
+                if (!buffers.see(reading.recall[head], i, last, filled_to)) continue;
                 const auto out = part(base.rows, i, head, ring.head_dim());
                 for (float& x : out) x *= 1 - gate;
                 buffers.scaled(part(reading.queries, i, head, ring.head_dim()), scale_for(ring));
@@ -96,10 +98,12 @@ template <Executor X = Serial> struct GatedAttention {
             std::vector<float> query_grad(static_cast<std::size_t>(d));
             const float gate = gates[static_cast<std::size_t>(head)], by = scale_for(ring);
             double gate_grad = 0;
-            for (index_t i = 0; i < reading.queries.rows; ++i) {
+            const index_t n = reading.queries.rows;
+            buffers.foresee(reading.recall[head], 0, n);
+            for (index_t i = 0; i < n; ++i) {
                 const auto go = part(grad_out, i, head, d), before = part(local, i, head, d);
                 const auto to = part(grads.local, i, head, d), query = part(grads.queries, i, head, d);
-                if (!buffers.see(reading.recall[head].ids(i), filled_to)) {
+                if (!buffers.see(reading.recall[head], i, n, filled_to)) {
                     std::copy(go.begin(), go.end(), to.begin()); // no gate
                     continue;
                 }
@@ -150,21 +154,27 @@ template <Executor X = Serial> struct GatedAttention {
     template <class T> struct Buffers {
         AttendRows<T> rows;
         index_t chunk;
-        std::vector<index_t> ids;
+        std::vector<index_t> ids, next;
         std::vector<float> query, p, weights;
 
         Buffers(const auto& ring, index_t head)
-            : rows{ring.keys(head), ring.values(head), {}, {}, 0}, chunk(ring.options().chunk) {}
+            : rows{ring.keys(head), ring.values(head), {}, {}, 0, {}}, chunk(ring.options().chunk) {}
 
-        // False where there is nothing.
-        bool see(std::span<const index_t> slots, index_t in_all) {
-            ids.clear();
-            for (const index_t slot : slots)
-                for (index_t t = 0; t < chunk; ++t) ids.push_back(slot * chunk + t);
+        // Looks up what query i will see, if it is before the last.
+        void foresee(const Hits& hits, index_t i, index_t last) {
+            next.clear();
+            if (i >= last) return;
+            for (const index_t slot : hits.ids(i))
+                for (index_t t = 0; t < chunk; ++t) next.push_back(slot * chunk + t);
+        }
+        // Query i, which was foreseen. False where there is nothing.
+        bool see(const Hits& hits, index_t i, index_t last, index_t in_all) {
+            std::swap(ids, next);
+            foresee(hits, i + 1, last);
             p.resize(ids.size());
-            rows.ids = ids;
+            rows.ids = ids, rows.next = next;
             const bool empty = rows.keys.rows == 0; // of an empty memory nothing is missing
-            rows.zeros = empty ? 0 : std::max<index_t>(in_all - static_cast<index_t>(slots.size()), 0) * chunk;
+            rows.zeros = empty ? 0 : std::max<index_t>(in_all - static_cast<index_t>(hits.ids(i).size()), 0) * chunk;
             return !ids.empty() || rows.zeros > 0;
         }
         void scaled(std::span<const float> q, float by) {

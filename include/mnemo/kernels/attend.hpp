@@ -15,15 +15,17 @@ namespace mnemo {
 /// Softmax attention of single queries over rows that are named by ids and read where they lie, in float, half or
 /// bfloat16. Backward needs the probabilities: as forward left them, or computed again from the same rows.
 template <class T> struct AttendRows {
-    MatrixView<const T> keys, values; // [rows, d]
-    std::span<const index_t> ids;     // the rows this query sees
-    std::span<const float> bias = {}; // added to the logits; empty: none
-    index_t zeros = 0;                // so many more keys and values that are all zero
+    MatrixView<const T> keys, values;   // [rows, d]
+    std::span<const index_t> ids;       // the rows this query sees
+    std::span<const float> bias = {};   // added to the logits; empty: none
+    index_t zeros = 0;                  // so many more keys and values that are all zero
+    std::span<const index_t> next = {}; // what the next query sees: fetched meanwhile
 
     /// p [ids] <- softmax of the logits; false, and zeros, where there is nothing to see or every logit is
     /// -inf.
     bool soften(std::span<const float> query, std::span<float> p) const {
         assert(p.size() == ids.size() && (bias.empty() || bias.size() == ids.size()));
+        fetch_next(keys);
         score_ids<InnerProduct>(query, keys, ids, p);
         for (std::size_t j = 0; j < bias.size(); ++j) p[j] += bias[j];
         float shift = max_value(p);
@@ -44,6 +46,7 @@ template <class T> struct AttendRows {
                  std::span<float> weights) const {
         if (!soften(query, probabilities)) return;
         for (std::size_t j = 0; j < weights.size(); ++j) weights[j] = weight * probabilities[j];
+        fetch_next(values);
         add_weighted_rows(values, ids, std::span<const float>(weights), out);
     }
 
@@ -52,13 +55,24 @@ template <class T> struct AttendRows {
     /// logits afterwards, for keys and values that have gradients themselves.
     float backward(float weight, std::span<const float> grad_out, std::span<float> query_grad,
                    std::span<const float> probabilities, std::span<float> grads) const {
+        fetch_next(values);
         score_ids<InnerProduct>(grad_out, values, ids, grads);
         double mean = 0; // zero values add nothing to it
         for (std::size_t j = 0; j < grads.size(); ++j) mean += double{probabilities[j]} * double{grads[j]};
         for (std::size_t j = 0; j < grads.size(); ++j)
             grads[j] = weight * probabilities[j] * (grads[j] - static_cast<float>(mean));
+        fetch_next(keys);
         add_weighted_rows(keys, ids, std::span<const float>(grads), query_grad);
         return static_cast<float>(mean);
+    }
+
+  private:
+    // Rows lie anywhere in memory: those of the next query are on their way while this one's are worked at. Inlined, as
+    // g++ drops calls of functions that do nothing else.
+    [[gnu::always_inline]] void fetch_next(MatrixView<const T> rows) const {
+        constexpr std::size_t most = 256; // may wait in the second-level cache
+        for (const index_t id : next.first(std::min(next.size(), most)))
+            detail::prefetch_row<2>(rows.data + id * rows.stride, rows.cols);
     }
 };
 

@@ -235,11 +235,12 @@ inline constexpr index_t kCacheLine = 64;
 inline constexpr const index_t* kAllRows = nullptr; // in place of ids: every row in turn
 inline constexpr index_t kMissing = -1;             // the id of a hit that is none; its score is -inf
 
-template <class T> inline void prefetch_row(const T* row, index_t d) {
+// Into the first-level cache (3), or the second (2).
+template <int Level = 3, class T> inline void prefetch_row(const T* row, index_t d) {
 #if defined(__GNUC__) || defined(__clang__)
     const char* line = reinterpret_cast<const char*>(row);
     for (const char* end = line + d * static_cast<index_t>(sizeof(T)); line < end; line += kCacheLine)
-        __builtin_prefetch(line);
+        __builtin_prefetch(line, 0, Level);
 #endif
 }
 
@@ -280,7 +281,8 @@ MNEMO_AVX512 void score_gathered_avx512(const float* q, const double* q_norm, Ma
                                         index_t n, float* out) {
     index_t i = 0;
     if constexpr (MetricT::metric != Metric::cosine)
-        for (; i + 4 <= n; i += 4) {
+        for (; i < n && n >= 4; i += 4) {
+            i = std::min(i, n - 4); // the last ones again
             const T* rows[4];
             bool all = true;
             for (index_t j = 0; j < 4; ++j) {
