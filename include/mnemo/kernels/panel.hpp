@@ -48,21 +48,18 @@ MNEMO_AVX512 inline __m512 width_of_bound(const Group& g, const std::uint32_t* b
     return _mm512_fmadd_ps(_mm512_set1_ps(g.ratio), rounded, _mm512_castsi512_ps(_mm512_slli_epi32(both, 16)));
 }
 
-// A bit for each row of t [M, kPanel] that reaches its limit. All rows are written: which are needed is not known in
-// time for a branch.
+// Whether anything in a row reaches the limit. All rows are written: which are needed is not known in time for a
+// branch.
+MNEMO_AVX512 inline unsigned store_and_compare(const __m512 (&t)[3], float least, float* out) {
+    MNEMO_UNROLL
+    for (int v = 0; v < 3; ++v) _mm512_storeu_ps(out + 16 * v, t[v]);
+    const __m512 best = _mm512_max_ps(_mm512_max_ps(t[0], t[1]), t[2]);
+    return _mm512_cmp_ps_mask(best, _mm512_set1_ps(least), _CMP_GE_OQ) != 0;
+}
 template <int M> MNEMO_AVX512 inline unsigned store_and_compare(const __m512 (&t)[M][3], const Group& g, float* out) {
     unsigned hits = 0;
     MNEMO_UNROLL
-    for (int m = 0; m < M; ++m) {
-        const __m512 limit = _mm512_set1_ps(g.limit[m]);
-        __mmask16 any = 0;
-        MNEMO_UNROLL
-        for (int v = 0; v < 3; ++v) {
-            any = _kor_mask16(any, _mm512_cmp_ps_mask(t[m][v], limit, _CMP_GE_OQ));
-            _mm512_storeu_ps(out + m * kPanel + 16 * v, t[m][v]);
-        }
-        hits |= any != 0 ? 1u << m : 0u;
-    }
+    for (int m = 0; m < M; ++m) hits |= store_and_compare(t[m], g.limit[m], out + m * kPanel) << m;
     return hits;
 }
 template <int M, int Planes>
@@ -84,21 +81,27 @@ MNEMO_AVX512_VNNI inline unsigned multiply_int8(const Group& g, const Panel& p, 
             for (int v = 0; v < 3; ++v) sum[m][v] = dot4(sum[m][v], a, key[v]);
         }
     }
-    __m512 t[M][3];
+    __m512 scale[3], bias[3], width[3];
     MNEMO_UNROLL
     for (int v = 0; v < 3; ++v) {
-        const __m512 scale = _mm512_loadu_ps(p.scale + 16 * v), bias = _mm512_loadu_ps(p.bias + 16 * v);
-        const __m512 width = width_of_bound(g, p.bound + 16 * v);
+        scale[v] = _mm512_loadu_ps(p.scale + 16 * v), bias[v] = _mm512_loadu_ps(p.bias + 16 * v);
+        width[v] = width_of_bound(g, p.bound + 16 * v);
+    }
+    unsigned hits = 0;
+    MNEMO_UNROLL
+    for (int m = 0; m < M; ++m) {
+        __m512 t[3];
         MNEMO_UNROLL
-        for (int m = 0; m < M; ++m) {
-            t[m][v] = _mm512_fmadd_ps(_mm512_set1_ps(g.slope[m]), width, bias);
+        for (int v = 0; v < 3; ++v) {
+            t[v] = _mm512_fmadd_ps(_mm512_set1_ps(g.slope[m]), width[v], bias[v]);
             MNEMO_UNROLL
             for (int i = Planes * m; i < Planes * (m + 1); ++i)
-                t[m][v] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[i][v]),
-                                          _mm512_mul_ps(scale, _mm512_set1_ps(g.scale[i])), t[m][v]);
+                t[v] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[i][v]),
+                                       _mm512_mul_ps(scale[v], _mm512_set1_ps(g.scale[i])), t[v]);
         }
+        hits |= store_and_compare(t, g.limit[m], out + m * kPanel) << m;
     }
-    return store_and_compare<M>(t, g, out);
+    return hits;
 }
 template <int M>
 MNEMO_AVX512_BF16 inline unsigned multiply_bfloat16(const Group& g, const Panel& p, index_t words, float* out) {
@@ -247,14 +250,17 @@ MNEMO_AVX2 inline unsigned multiply_int8_avx2(const Group& g, const Panel& p, in
     return compare_avx2(out, queries, g);
 }
 
-// Takes the lanes of t [kPanel] that reach the limit: t + more, under the ids of the lanes.
+// Takes the lanes of t [kPanel] that reach the limit: t + more, under the ids of the lanes. They are few.
 MNEMO_AVX512 inline void take_avx512(const float* t, float limit, float more, const std::uint32_t* ids, Candidates& c) {
-    const __m512 least = _mm512_set1_ps(limit), e = _mm512_set1_ps(more);
+    const __m512 least = _mm512_set1_ps(limit);
+    std::uint64_t lanes = 0;
+    MNEMO_UNROLL
+    for (int v = 0; v < 3; ++v)
+        lanes |= std::uint64_t{_mm512_cmp_ps_mask(_mm512_loadu_ps(t + 16 * v), least, _CMP_GE_OQ)} << 16 * v;
     std::size_t n = c.count;
-    for (int v = 0; v < 3; ++v) {
-        const __m512 x = _mm512_loadu_ps(t + 16 * v);
-        n += store_hits(_mm512_cmp_ps_mask(x, least, _CMP_GE_OQ), _mm512_add_ps(x, e), _mm512_loadu_si512(ids + 16 * v),
-                        c.scores + n, c.ids + n);
+    for (; lanes != 0; lanes &= lanes - 1, ++n) {
+        const auto l = std::countr_zero(lanes);
+        c.scores[n] = t[l] + more, c.ids[n] = ids[l];
     }
     c.count = n;
 }
