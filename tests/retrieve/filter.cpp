@@ -123,7 +123,7 @@ TEST_CASE("a NaN among the queries of a block changes nothing for the others") {
 // Thresholds are guessed from a sample where there are many keys: ties across the k-th place, and keys in an order that
 // makes every guess wrong.
 TEST_CASE("guessed thresholds lose nothing") {
-    const index_t n = 30000, d = 12, k = 100;
+    const index_t n = 30000, d = 12, k = GENERATE(16, 100); // guessed again after quarters, and after half of the keys
     const Matrix some = clustered(n / 3, d, 1), queries = clustered(40, d, 2);
     Matrix keys(n, d);
     std::vector<std::int32_t> order = numbered(n);
@@ -142,6 +142,12 @@ TEST_CASE("guessed thresholds lose nothing") {
     }
     SECTION("the sampled panels are the farthest") {
         fill([&](index_t i) { return i / detail::kPanel % 32 != 0 ? queries[i % 40] : some[i % some.rows]; });
+    }
+    SECTION("the first quarter is the nearest") {
+        fill([&](index_t i) { return i < n / 4 ? queries[i % 40] : some[i % some.rows]; });
+    }
+    SECTION("the nearest come last") {
+        fill([&](index_t i) { return i > n - 40 * k / 2 ? queries[i % 40] : some[i % some.rows]; });
     }
     TokenStore<half> store(d);
     store.append(keys, numbered(n));

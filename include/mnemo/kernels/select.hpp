@@ -287,9 +287,18 @@ struct Candidates {
     }
     void raise() { raise(k / 16); }
 
-    /// After raise(0), about what the k-th exact score will be, rather below it: bounds are proven for the worst case,
-    /// and the scores of the first pass, in the middle between them, are seldom wrong by an eighth of that.
+    /// After kth was set, about what the k-th exact score will be, rather below it: bounds are proven for the worst
+    /// case, and the scores of the first pass, in the middle between them, are seldom wrong by an eighth of that.
     float estimate() const { return kth - 1.125f * typical; }
+
+    /// Raises the threshold to the estimate, which is a guess: see settle(). For candidates of a part of the keys.
+    void guess() {
+        if (count <= k) return;
+        kth = detail::threshold_for(scores, count, k, k / 4);
+        if (estimate() <= threshold) return;
+        threshold = estimate(), proven = false;
+        count = detail::compact_at_least(scores, ids, count, threshold);
+    }
 
     /// After raise(0), brings those to the front that are likely to be worth an exact score. Both parts stay in the
     /// order of ids; spare holds `count`.

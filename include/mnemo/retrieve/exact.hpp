@@ -143,7 +143,12 @@ template <MetricTag MetricT, class T> class ExactSearch {
     bool filter([[maybe_unused]] Rows rows, [[maybe_unused]] index_t first, [[maybe_unused]] index_t last,
                 [[maybe_unused]] Candidates* c, [[maybe_unused]] index_t thread) {
         if constexpr (MNEMO_X86) {
-            if (!guess_thresholds(rows, first, last, c, thread) || !scan(rows, first, last, c, thread)) return false;
+            Filter<MetricT>& filter = filters_[size(thread)];
+            const Sample sample(c->k);
+            const index_t parts = sample.pays(rows.rows, last - first, c->k) ? sample.parts(c->k) : 1;
+            if (!filter.use(rows, format_, centre_)) return false;
+            if (!guess_thresholds(rows, first, last, c, thread) || !scan(rows, first, last, c, thread, 1, parts))
+                return false;
             score_likely(rows, first, last, c, thread);
             // A guess that was too high: those queries again, without.
             for (index_t q = 0; q < rows.rows; q += kGroup) {
@@ -153,7 +158,9 @@ template <MetricTag MetricT, class T> class ExactSearch {
                 for (index_t i = 0; i < n; ++i) settled = mine[i * plan_.parts].settle() && settled;
                 if (settled) continue;
                 for (index_t i = 0; i < n; ++i) mine[i * plan_.parts].restart();
-                if (!scan(rows.slice(q, n), first, last, mine, thread)) return false;
+                if (!filter.use(rows.slice(q, n), format_, centre_) ||
+                    !scan(rows.slice(q, n), first, last, mine, thread))
+                    return false;
                 score_likely(rows.slice(q, n), first, last, mine, thread);
                 for (index_t i = 0; i < n; ++i) mine[i * plan_.parts].settle();
             }
@@ -167,33 +174,57 @@ template <MetricTag MetricT, class T> class ExactSearch {
         score_candidates<MetricT, T>(rows, keys_, first, last, c, plan_.parts, false, cursors(thread));
     }
 
-    // The first pass over keys [first, last), packed before as far as they are.
-    bool scan(Rows rows, index_t first, index_t last, Candidates* c, index_t thread, index_t step = 1) {
+    // The first pass over keys [first, last), packed before as far as they are, for queries in use. After each but the
+    // last of so many parts of them, a power of two, the k best so far give a guess.
+    bool scan(Rows rows, index_t first, index_t last, Candidates* c, index_t thread, index_t step = 1,
+              index_t parts = 1) {
         Filter<MetricT>& filter = filters_[size(thread)];
         const auto full = [&](index_t q) {
             detail::cut_exactly<MetricT, T>(rows[q], keys_, c[q * plan_.parts], scores(thread), ranks(thread, 0),
                                             ranks(thread, 1));
         };
-        const index_t middle = std::clamp(packed_.rows, first, last);
-        if (!filter.use(rows, format_, centre_)) return false;
-        if (middle > first && !filter.scan(packed_, erased_, first, middle, c, plan_.parts, full, step)) return false;
-        if (last > middle && !filter.scan(keys_, erased_, middle, last, c, plan_.parts, full, step)) return false;
-        for (index_t q = 0; q < rows.rows; ++q) c[q * plan_.parts].raise(0);
+        for (index_t begin = first; begin < last; parts /= 2) {
+            const index_t end = parts <= 1 ? last : first + (last - first) / parts / kPanel * kPanel;
+            const index_t middle = std::clamp(packed_.rows, begin, end);
+            if (middle > begin && !filter.scan(packed_, erased_, begin, middle, c, plan_.parts, full, step))
+                return false;
+            if (end > middle && !filter.scan(keys_, erased_, middle, end, c, plan_.parts, full, step)) return false;
+            begin = end;
+            for (index_t q = 0; q < rows.rows; ++q)
+                end < last ? c[q * plan_.parts].guess() : c[q * plan_.parts].raise(0);
+        }
         return true;
     }
 
-    // Thresholds to start with, from a sample of the panels: most keys then never become candidates. False where the
-    // filter fails.
-    bool guess_thresholds(Rows rows, index_t first, index_t last, Candidates* c, index_t thread) {
-        const std::size_t k = c->k;
-        const index_t step = k < 128 ? 16 : 32;
-        if (rows.rows < kGroup || last - first < 16 * step * kPanel || size(last - first) < 8 * k) return true;
+    // Thresholds to start with are guessed from every step-th panel: the score that `best` of them reach. Most keys
+    // then never become candidates.
+    struct Sample {
+        index_t step;
+        std::size_t best;
+
         // Of the k best so many are expected in the sample, give or take the root: with this many more one query in
         // some ten thousand has a guess that is too high.
-        const auto expected = static_cast<float>(k) / static_cast<float>(step);
-        const auto sampled = static_cast<std::size_t>(expected + 4 * std::sqrt(expected) + 3);
-        for (index_t q = 0; q < rows.rows; ++q) c[q * plan_.parts].k = sampled;
-        const bool done = scan(rows, first, last, c, thread, step);
+        explicit Sample(std::size_t k) : step(k < 128 ? 16 : 32) {
+            const auto expected = static_cast<float>(k) / static_cast<float>(step);
+            best = static_cast<std::size_t>(expected + 4 * std::sqrt(expected) + 3);
+        }
+        bool pays(index_t queries, index_t keys, std::size_t k) const {
+            return queries >= kGroup && keys >= 16 * step * kPanel && size(keys) >= 8 * k;
+        }
+        // Parts of the keys after which the k best so far are a better guess.
+        index_t parts(std::size_t k) const {
+            index_t n = 1;
+            while (8 * k * size(n) <= 3 * best * size(step)) n *= 2;
+            return n;
+        }
+    };
+    // False where the filter fails.
+    bool guess_thresholds(Rows rows, index_t first, index_t last, Candidates* c, index_t thread) {
+        const std::size_t k = c->k;
+        const Sample sample(k);
+        if (!sample.pays(rows.rows, last - first, k)) return true;
+        for (index_t q = 0; q < rows.rows; ++q) c[q * plan_.parts].k = sample.best;
+        const bool done = scan(rows, first, last, c, thread, sample.step);
         for (index_t q = 0; q < rows.rows; ++q) {
             Candidates& mine = c[q * plan_.parts];
             mine.restart_with(mine.proven ? mine.estimate() : kLowest);

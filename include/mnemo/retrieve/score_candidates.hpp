@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <span>
+#include <utility>
 
 // Exact scores for what a first pass has left (kernels/filter_bound.hpp).
 
@@ -39,18 +40,29 @@ void score_candidates(Rows queries, MatrixView<const T> keys, index_t first, ind
     constexpr index_t cached = 1 << 20;
     const index_t row_bytes = std::max<index_t>(keys.cols * static_cast<index_t>(sizeof(T)), 1);
     const index_t tile = std::max<index_t>(cached / row_bytes, 64); // a query has some candidates in each
+    constexpr std::size_t fetched = 1 << 14; // bytes of rows for the next query, which lie anywhere
+    const std::size_t most = std::max<std::size_t>(fetched / static_cast<std::size_t>(row_bytes), 1);
     for (index_t q = 0; q < queries.rows; ++q) cursors[q] = others ? c[q * stride].likely : 0;
-    for (index_t end = first + tile; end < last + tile; end += tile)
+    for (index_t end = first + tile; end < last + tile; end += tile) {
+        // Where a query's candidates in the tile end.
+        const auto find_end = [&](index_t q) {
+            const Candidates& mine = c[q * stride];
+            const std::size_t stop = others ? mine.count : mine.likely;
+            std::size_t to = cursors[q];
+            for (; to < stop && static_cast<index_t>(mine.ids[to]) < end; ++to)
+                if (to - cursors[q] < most) prefetch_row<2>(keys.data + mine.ids[to] * keys.stride, keys.cols);
+            return to;
+        };
+        std::size_t next = queries.rows > 0 ? find_end(0) : 0;
         for (index_t q = 0; q < queries.rows; ++q) {
             const Candidates& mine = c[q * stride];
-            const std::size_t from = cursors[q], stop = others ? mine.count : mine.likely;
-            std::size_t to = from;
-            while (to < stop && static_cast<index_t>(mine.ids[to]) < end) ++to;
-            if (to > from)
-                score<MetricT, T>(queries.slice(q, 1), keys, mine.ids + from, static_cast<index_t>(to - from),
+            const std::size_t from = std::exchange(cursors[q], next), n = next - from;
+            if (q + 1 < queries.rows) next = find_end(q + 1);
+            if (n > 0)
+                score<MetricT, T>(queries.slice(q, 1), keys, mine.ids + from, static_cast<index_t>(n),
                                   mine.scores + from, 0);
-            cursors[q] = to;
         }
+    }
 }
 
 } // namespace detail
