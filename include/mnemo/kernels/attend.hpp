@@ -67,8 +67,8 @@ template <class T> struct AttendRows {
     }
 
   private:
-    // Rows lie anywhere in memory: those of the next query are on their way while this one's are worked at. Inlined, as
-    // g++ drops calls of functions that do nothing else.
+    // Rows lie anywhere in memory: those of the next query are on their way while this one's are worked at. Inlined,
+    // see prefetch_row.
     [[gnu::always_inline]] void fetch_next(MatrixView<const T> rows) const {
         constexpr std::size_t most = 256; // may wait in the second-level cache
         for (const index_t id : next.first(std::min(next.size(), most)))

@@ -235,8 +235,8 @@ inline constexpr index_t kCacheLine = 64;
 inline constexpr const index_t* kAllRows = nullptr; // in place of ids: every row in turn
 inline constexpr index_t kMissing = -1;             // the id of a hit that is none; its score is -inf
 
-// Into the first-level cache (3), or the second (2).
-template <int Level = 3, class T> inline void prefetch_row(const T* row, index_t d) {
+// Into the first-level cache (3), or the second (2). Inlined, as g++ drops calls of functions that do nothing else.
+template <int Level = 3, class T> [[gnu::always_inline]] inline void prefetch_row(const T* row, index_t d) {
 #if defined(__GNUC__) || defined(__clang__)
     const char* line = reinterpret_cast<const char*>(row);
     for (const char* end = line + d * static_cast<index_t>(sizeof(T)); line < end; line += kCacheLine)

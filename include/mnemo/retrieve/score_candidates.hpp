@@ -40,8 +40,8 @@ void score_candidates(Rows queries, MatrixView<const T> keys, index_t first, ind
     constexpr index_t cached = 1 << 20;
     const index_t row_bytes = std::max<index_t>(keys.cols * static_cast<index_t>(sizeof(T)), 1);
     const index_t tile = std::max<index_t>(cached / row_bytes, 64); // a query has some candidates in each
-    constexpr std::size_t fetched = 1 << 14; // bytes of rows for the next query, which lie anywhere
-    const std::size_t most = std::max<std::size_t>(fetched / static_cast<std::size_t>(row_bytes), 1);
+    // Of the next query, so many short rows are fetched meanwhile.
+    const std::size_t most = row_bytes <= 512 ? 8 : 0;
     for (index_t q = 0; q < queries.rows; ++q) cursors[q] = others ? c[q * stride].likely : 0;
     for (index_t end = first + tile; end < last + tile; end += tile) {
         // Where a query's candidates in the tile end.
