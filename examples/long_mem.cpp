@@ -44,11 +44,22 @@ std::string run_name(const TextSettings& set, std::span<const std::int32_t> trai
                      std::span<const std::int32_t> wrong, const std::string& model) {
     Hash64 texts;
     for (const auto ids : {train, text, wrong}) texts.add(std::as_bytes(ids));
-    return fmt::format("text of {} in segments of {} through {} x {} dimensions in {} heads, {} steps of {} and {} "
-                       "of {}, {} and {}, layer {} of {}, chunk {}, k {}, memories {}, {} places, model {}",
-                       texts.text(), set.segment, set.layers, set.dim, set.heads, set.backbone_steps, set.backbone_rows,
-                       set.side_steps, set.side_rows, set.backbone_rate, set.learning_rate, set.layer, set.reduction,
-                       set.chunk, set.k, fmt::join(set.sizes, " "), set.places, model);
+    std::vector<std::string> lessons;
+    for (const Lesson& l : set.lessons)
+        lessons.push_back(fmt::format("{} x {} x {} at {}", l.steps, l.rows, l.length, l.rate));
+    return fmt::format("text of {} in segments of {} through {} x {} dimensions in {} heads, lessons {}, {} steps "
+                       "of {} at {}, layer {} of {}, chunk {}, k {}, memories {}, {} places, model {}",
+                       texts.text(), set.segment, set.layers, set.dim, set.heads, fmt::join(lessons, ", "),
+                       set.side_steps, set.side_rows, set.learning_rate, set.layer, set.reduction, set.chunk, set.k,
+                       fmt::join(set.sizes, " "), set.places, model);
+}
+
+// Of the libraries that are installed FAISS is read where it is: what its headers say they say again far away.
+const std::vector<TextFile>& long_text(const std::vector<Corpus>& corpora, const CorpusPaths& paths) {
+    if (corpora.size() == 1 || !paths.test.empty()) return corpora[0].test;
+    const auto found =
+        std::find_if(corpora.begin() + 1, corpora.end(), [](const Corpus& c) { return c.name == "faiss"; });
+    return (found != corpora.end() ? *found : corpora[1]).train;
 }
 
 int run(const Options& options) {
@@ -57,7 +68,7 @@ int run(const Options& options) {
     TextSettings set;
     if (options.quick) {
         toy.backbone_steps = 5, toy.side_documents = 8, toy.tests = 4;
-        set.vocab = 300, set.dim = 32, set.segment = 32, set.backbone_steps = 8, set.side_steps = 12;
+        set.vocab = 300, set.dim = 32, set.segment = 32, set.lessons = {{8, 16, 32, 4e-3}}, set.side_steps = 12;
         set.sizes = {128, 512}, set.places = 3;
     }
     if (options.steps > 0) set.side_steps = options.steps;
@@ -67,8 +78,7 @@ int run(const Options& options) {
 
     // ---- 1. The texts: one library to learn, the next to read, a third that does not belong there.
     const std::vector<Corpus> corpora = read_corpora(options.paths);
-    const std::vector<TextFile>& reading =
-        corpora.size() > 1 && options.paths.test.empty() ? corpora[1].train : corpora[0].test;
+    const std::vector<TextFile>& reading = long_text(corpora, options.paths);
     const std::vector<TextFile>& stranger = corpora.back().train;
     std::function<void(std::string_view, std::vector<std::int32_t>&)> encode;
     nn::HuggingFaceLm loaded = nullptr;
@@ -83,7 +93,7 @@ int run(const Options& options) {
         set.vocab = o.vocab_size, set.dim = o.dim, set.heads = o.heads, set.layers = o.layers;
         set.reduction = set.layers % 2 == 0 ? 2 : 1;
         set.layer = set.layers / set.reduction * 2 / 3 * set.reduction;
-        set.backbone_steps = 0;
+        set.lessons.clear();
         set.segment = std::min(set.segment, o.max_positions);
     }
     const auto tokens = [&](const std::vector<TextFile>& documents, index_t most) {
@@ -105,8 +115,9 @@ int run(const Options& options) {
     std::vector<TextFigures> read(seeds);
     std::mutex one_at_a_time;
     LongMemReport report(options.folder, run_name(toy), run_name(set, train, text, wrong, options.model));
-    const index_t total = static_cast<index_t>(seeds) * (toy.backbone_steps + 3 * toy.side_documents / toy.side_rows +
-                                                         set.backbone_steps + set.side_steps + set.places);
+    index_t total = toy.backbone_steps + 3 * toy.side_documents / toy.side_rows + set.side_steps + set.places;
+    for (const Lesson& lesson : set.lessons) total += lesson.steps;
+    total *= static_cast<index_t>(seeds);
     index_t ticks = 0;
     Progress bar("training and reading", "steps");
     const Tick tick = [&] {

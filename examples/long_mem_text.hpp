@@ -9,12 +9,17 @@
 
 #include <numeric>
 
+struct Lesson {
+    index_t steps, rows, length; // tokens a row
+    double rate;                 // of learning
+};
 struct TextSettings {
     // Segments are short, as the model is small: what is beyond them, only memory knows.
-    index_t vocab = 512, dim = 64, heads = 2, layers = 2, reduction = 1, layer = 1, segment = 64;
-    index_t backbone_steps = 2000, backbone_rows = 16;
+    index_t vocab = 512, dim = 128, heads = 2, layers = 2, reduction = 1, layer = 1, segment = 64;
+    // What the backbone learns from. Rows of the second lesson are longer: among more that looks alike, keys must say
+    // more of what stood before.
+    std::vector<Lesson> lessons{{2000, 16, 64, 4e-3}, {700, 8, 256, 2e-3}};
     index_t repeated = 2, meaningless = 2; // of so many rows one repeats itself, and of those one is of random tokens
-    double backbone_rate = 4e-3;
     index_t side_steps = 1000, side_rows = 4, warm_up = 256; // segments that the banks hold before the first step
     std::vector<index_t> sizes{4096, 16384, 65536};
     index_t places = 150, every = 3; // segments that are scored, and how far they lie apart
@@ -61,33 +66,35 @@ inline nn::HuggingFaceLm text_backbone(const TextSettings& set, std::uint64_t se
 // the last time, behind more than one token if there are few kinds, which is what a memory is asked for.
 inline void learn_text(nn::HuggingFaceLm& backbone, std::span<const std::int32_t> tokens, const TextSettings& set,
                        std::uint64_t seed, const Tick& tick) {
-    torch::optim::AdamW optimizer(backbone->parameters(),
-                                  torch::optim::AdamWOptions(set.backbone_rate).betas({0.9, 0.95}).weight_decay(0.1));
     std::mt19937_64 draw(seed);
-    const auto length = static_cast<std::size_t>(set.segment);
-    for (index_t step = 0; step < set.backbone_steps; ++step, tick()) {
-        const double part = double(step) / double(set.backbone_steps);
-        for (auto& group : optimizer.param_groups())
-            group.options().set_lr(set.backbone_rate *
-                                   std::min(double(step + 1) / 60, 0.55 + 0.45 * std::cos(3.14159 * part)));
-        std::vector<std::vector<std::int32_t>> rows;
-        for (index_t r = 0; r < set.backbone_rows; ++r) {
-            const std::size_t first = draw() % (tokens.size() - length - 1);
-            const auto row = tokens.subspan(first, length + 1);
-            rows.emplace_back(row.begin(), row.end());
-            if (draw() % std::uint64_t(set.repeated) != 0) continue;
-            if (draw() % std::uint64_t(set.meaningless) == 0) {
-                std::vector<std::int32_t> few(std::size_t{4} << draw() % 7);
-                for (std::int32_t& token : few) token = std::int32_t(draw() % std::uint64_t(set.vocab));
-                for (std::int32_t& token : rows.back()) token = few[draw() % few.size()];
+    for (const Lesson& lesson : set.lessons) {
+        torch::optim::AdamW optimizer(backbone->parameters(),
+                                      torch::optim::AdamWOptions(lesson.rate).betas({0.9, 0.95}).weight_decay(0.1));
+        const auto length = static_cast<std::size_t>(lesson.length);
+        for (index_t step = 0; step < lesson.steps; ++step, tick()) {
+            const double part = double(step) / double(lesson.steps);
+            for (auto& group : optimizer.param_groups())
+                group.options().set_lr(lesson.rate *
+                                       std::min(double(step + 1) / 60, 0.55 + 0.45 * std::cos(3.14159 * part)));
+            std::vector<std::vector<std::int32_t>> rows;
+            for (index_t r = 0; r < lesson.rows; ++r) {
+                const std::size_t first = draw() % (tokens.size() - length - 1);
+                const auto row = tokens.subspan(first, length + 1);
+                rows.emplace_back(row.begin(), row.end());
+                if (draw() % std::uint64_t(set.repeated) != 0) continue;
+                if (draw() % std::uint64_t(set.meaningless) == 0) {
+                    std::vector<std::int32_t> few(std::size_t{2} << draw() % 7);
+                    for (std::int32_t& token : few) token = std::int32_t(draw() % std::uint64_t(set.vocab));
+                    for (std::int32_t& token : rows.back()) token = few[draw() % few.size()];
+                }
+                const std::size_t period = 4 + draw() % (length / 2 - 4);
+                for (std::size_t i = period; i < rows.back().size(); ++i) rows.back()[i] = rows.back()[i - period];
             }
-            const std::size_t period = 4 + draw() % (length / 2 - 4);
-            for (std::size_t i = period; i < rows.back().size(); ++i) rows.back()[i] = rows.back()[i - period];
+            const auto [inputs, targets] = recall_rows(rows, 0, lesson.length);
+            optimizer.zero_grad();
+            (-backbone->log_prob_target(backbone->forward(inputs), targets).mean()).backward();
+            optimizer.step();
         }
-        const auto [inputs, targets] = recall_rows(rows, 0, set.segment);
-        optimizer.zero_grad();
-        (-backbone->log_prob_target(backbone->forward(inputs), targets).mean()).backward();
-        optimizer.step();
     }
 }
 
