@@ -15,7 +15,7 @@ struct Lesson {
 };
 struct TextSettings {
     // Segments are short, as the model is small: what is beyond them, only memory knows.
-    index_t vocab = 512, dim = 128, heads = 2, layers = 2, reduction = 1, layer = 1, segment = 64;
+    index_t vocab = 512, dim = 128, heads = 4, layers = 2, reduction = 1, layer = 1, segment = 64;
     // What the backbone learns from. Rows of the second lesson are longer: among more that looks alike, keys must say
     // more of what stood before.
     std::vector<Lesson> lessons{{2000, 16, 64, 4e-3}, {700, 8, 256, 2e-3}};
