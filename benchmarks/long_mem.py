@@ -54,6 +54,8 @@ def main():
     spec.loader.exec_module(ref)
     ref.torch.set_num_threads(wanted.threads)
     ref.faiss.omp_set_num_threads(wanted.threads)
+    if "FAISS_BLAS_THRESHOLD" in os.environ:  # queries from which FAISS multiplies matrices
+        ref.faiss.cvar.distance_compute_blas_threshold = int(os.environ["FAISS_BLAS_THRESHOLD"])
     name = "longmem." + wanted.case
     cases = ref.bench_list(argparse.Namespace(scale=1.0, tokens=wanted.tokens))
     cases["longmem.search_and_attend_backward"] = lambda: search_and_attend_backward(ref, wanted.tokens)

@@ -4,6 +4,8 @@
 #include <mnemo/kernels/pack.hpp>
 #include <mnemo/kernels/select.hpp>
 
+#include <bit>
+
 // The first pass itself: a group of queries times a panel of keys, and what of it goes to the candidates.
 
 namespace mnemo {
