@@ -29,6 +29,7 @@
 #include <future>
 #include <memory>
 #include <numeric>
+#include <sched.h>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -222,12 +223,20 @@ struct ThroughStore {
 inline c10::intrusive_ptr<c10d::ProcessGroupGloo> gloo_group(const c10::intrusive_ptr<c10d::Store>& store, int rank,
                                                              int world, const RanksOptions& o) {
     auto gloo = c10d::ProcessGroupGloo::Options::create(o.timeout);
-    const char* interface = std::getenv("GLOO_SOCKET_IFNAME");
-    gloo->devices.push_back(interface != nullptr && *interface != 0
-                                ? c10d::ProcessGroupGloo::createDeviceForInterface(interface)
-                            : o.address == "127.0.0.1" || o.address == "localhost"
-                                ? c10d::ProcessGroupGloo::createDeviceForHostname("127.0.0.1")
-                                : c10d::ProcessGroupGloo::createDefaultDevice());
+    // The device's thread asks again and again for a connection that another thread of this process has locked. Where
+    // they share a core and it woke up while the other one ran, it keeps that one waiting for a whole time slice: as a
+    // batch thread, which it is when its maker is, it takes the core from nobody.
+    auto device = std::async(std::launch::async, [&o] {
+#if defined(SCHED_BATCH)
+        if (sched_param own{}; ::sched_getscheduler(0) == SCHED_OTHER) ::sched_setscheduler(0, SCHED_BATCH, &own);
+#endif
+        const char* interface = std::getenv("GLOO_SOCKET_IFNAME");
+        return interface != nullptr && *interface != 0 ? c10d::ProcessGroupGloo::createDeviceForInterface(interface)
+               : o.address == "127.0.0.1" || o.address == "localhost"
+                   ? c10d::ProcessGroupGloo::createDeviceForHostname("127.0.0.1")
+                   : c10d::ProcessGroupGloo::createDefaultDevice();
+    });
+    gloo->devices.push_back(device.get());
     return c10::make_intrusive<c10d::ProcessGroupGloo>(store, rank, world, gloo);
 }
 #endif
