@@ -33,7 +33,7 @@ set(libraries_stemmer libstemmer.h)
 set(libraries_app nlohmann fmt unistd.h sys)
 set(libraries_faiss faiss omp.h)
 set(libraries_nn torch ATen c10 nlohmann)
-set(libraries_dist ${libraries_nn})
+set(libraries_dist ${libraries_nn} sched.h)
 # The paper's names stay in papers/ and above it.
 set(paper_words "kNN-LM|kNN_LM|KnnLm|TRIME|Trime|PlugLM|PlugLm|LongMem|PEMA|Pema")
 

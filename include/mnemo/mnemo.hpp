@@ -74,6 +74,7 @@
 #include <mnemo/retrieve/score_candidates.hpp>
 #include <mnemo/retrieve/segments.hpp>
 #include <mnemo/retrieve/selected.hpp>
+#include <mnemo/retrieve/settings.hpp>
 #include <mnemo/retrieve/weighted.hpp>
 #include <mnemo/store/both.hpp>
 #include <mnemo/store/chunk_ring.hpp>

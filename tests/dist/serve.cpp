@@ -184,14 +184,14 @@ void waits(const RanksOptions& ranks) {
     require(right + turned_away == 8 && right >= 3 && turned_away >= 1, "answers, and refusals for those behind");
 }
 
-// What goes wrong in a search is the asker's Error; a shard of another store is refused.
+// What goes wrong in a search is the asker's Error; a shard of another store, or of another retriever, is refused.
 void refuses(const RanksOptions& ranks) {
     const ServeOptions options = service(ranks);
     const auto store = meet(ranks);
     const index_t s = ranks.rank - 1;
     if (ranks.rank > 0) {
         struct Fails {
-            index_t k = kFound, shard = 0;
+            index_t k = kFound, shard = 0, nprobe = 8;
             mutable int questions = 0;
             Hits retrieve(const TokenStore<>& entries, Rows queries) const {
                 if (shard == 1 && ++questions == 1) fail("disk on fire");
@@ -206,6 +206,13 @@ void refuses(const RanksOptions& ranks) {
         require(s != 2 || error.find("refused: the store's identity: expected 7, got 8") != error.npos,
                 "the refused shard to hear why, got '" + error + "'");
         require(s == 2 || !error.empty(), "the others to hear that the front is gone");
+        // Shard 2 looks at more lists than the others.
+        const std::string lists = error_of([&] {
+            const Fails differs{.shard = s, .nprobe = s == 2 ? 16 : 8};
+            serve_shard(store, options, s, Shard<TokenStore<>>({entries_of(s)}), differs, 7);
+        });
+        require(s != 2 || lists.find("refused: nprobe: expected 8, got 16") != lists.npos,
+                "the refused shard to hear of its nprobe, got '" + lists + "'");
         return;
     }
     const TokenStore<> whole = entries_of(-1);
@@ -217,8 +224,11 @@ void refuses(const RanksOptions& ranks) {
         require_right(front.search(queries), whole, queries);
     }
     const std::string error = error_of([&] { Front<std::int32_t>(store, options); });
-    require(error.find("shard 2 is one of another store: the store's identity: expected 7, got 8") != error.npos,
+    require(error.find("shard 2 does not fit: the store's identity: expected 7, got 8") != error.npos,
             "a refusal, got '" + error + "'");
+    const std::string lists = error_of([&] { Front<std::int32_t>(store, options); });
+    require(lists.find("shard 2 does not fit: nprobe: expected 8, got 16") != lists.npos,
+            "a refusal for nprobe, got '" + lists + "'");
     std::this_thread::sleep_for(200ms); // the store runs here
 }
 

@@ -40,14 +40,26 @@ void compare(const std::shared_ptr<Ranks>& ranks, const char* how, index_t rows,
                 for (const index_t id : expected.ids(q))
                     require(store.value(id) == whole.value(id), what + ": the value of every entry found");
         }
+    // Messages and hits stay where they are from one retrieval to the next.
+    const auto places = [&] {
+        mnemo::nn::detail::Buffers& b = store.buffers();
+        std::vector<const void*> out;
+        for (auto* room : {&b.own_queries, &b.queries[0], &b.queries[1], &b.rounded, &b.answers[0], &b.answers[1],
+                           &b.found, &b.rows, &b.wanted, &b.values, &b.got})
+            out.push_back(room->take(1, 1).data_ptr());
+        out.push_back(b.ids.data());
+        for (const Hits& hits : b.hits) out.push_back(hits.rows() > 0 ? hits.scores(0).data() : nullptr);
+        if (recycled.rows() > 0) out.push_back(recycled.scores(0).data());
+        return out;
+    };
+    const Sharded<Exact<MetricT>> again{.inner = {.k = rows + 5}, .piece = 24};
+    recycled = again.retrieve(store, queries, std::move(recycled));
+    const auto before = places();
+    for (int i = 0; i < 3; ++i) recycled = again.retrieve(store, queries, std::move(recycled));
+    require(places() == before, "a retrieval to allocate nothing that the one before has left");
     // The same by a retriever that is chosen at run time; and with queries that are rounded on the wire.
     using Part = TokenStore<Key>;
-    struct WithK {
-        AnyRetriever<Part> any;
-        index_t k;
-        Hits retrieve(const Part& part, Rows q) const { return any.retrieve(part, q); }
-    };
-    const Sharded<WithK> any{{AnyRetriever<Part>(Exact<MetricT>{9}), 9}};
+    const Sharded<AnyRetriever<Part>> any{AnyRetriever<Part>(Exact<MetricT>{9})};
     require_same(any.retrieve(store, queries), Exact<MetricT>{9}.retrieve(whole, queries), "a retriever of any type");
     for (const QueryWire wire : {QueryWire::float16, QueryWire::bfloat16}) {
         Matrix rounded = queries;
@@ -122,6 +134,14 @@ void errors(const RanksOptions& options) {
     };
     expect(tuned(odd ? 7 : 6), "rank 1: settings of the retriever: expected 6 as on rank 0, got 7");
     require(tuned(7).empty(), "no error where settings agree");
+    using Chosen = AnyRetriever<TokenStore<>>;
+    const auto chosen = [&](Chosen any) { // at run time
+        return error_of([&] { Sharded<Chosen>{std::move(any)}.retrieve(store, queries); });
+    };
+    expect(chosen(Tuned{5, odd ? 7 : 6}), "rank 1: settings of the retriever: expected");
+    expect(chosen(odd ? Chosen(Exact<L2>{5}) : Chosen(Exact<InnerProduct>{5})), "rank 1: settings of the retriever");
+    expect(chosen(Exact<L2>{odd ? 6 : 5}), "rank 1: k: expected 5 as on rank 0, got 6");
+    require(chosen(Tuned{5, 7}).empty(), "no error where the retrievers chosen agree");
     for (const bool overlap : {false, true}) // in the second of several pieces
         expect(error_of([&] {
                    const Sharded<FailsOnce> fails{{.rank = options.rank}, QueryWire::float32, 20, overlap};

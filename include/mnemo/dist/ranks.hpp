@@ -311,23 +311,24 @@ class Ranks {
         check_counts("gathering", counts, own.size(0), counts.at(static_cast<std::size_t>(rank())));
         if (size() == 1) return {own};
         const at::Tensor all = detail::rows_like(own, std::accumulate(counts.begin(), counts.end(), std::int64_t{0}));
-        gather_into(all, at::cat(std::vector<at::Tensor>(counts.size(), own)), counts);
+        gather_into(all, at::cat(std::vector<at::Tensor>(static_cast<std::size_t>(copies()), own)), counts);
         return all.split_with_sizes(counts);
     }
-    /// The same into `out` [sum of counts, ...]. `copies` [size() times the own rows, ...] is the own rows once for
-    /// each rank: a message goes straight from each to each, for a ring would wait for as many neighbours as there are
-    /// ranks.
-    void gather_into(at::Tensor out, const at::Tensor& copies, const std::vector<std::int64_t>& counts) {
+    /// How many times gather_into() wants the own rows.
+    std::int64_t copies() const { return all_to_all_ ? size() : 1; }
+    /// The same into `out` [sum of counts, ...]. `rows` [copies() times the own rows, ...] is the own rows once, or,
+    /// over a group, once for each rank: a message goes straight from each to each, for a ring would wait for as many
+    /// neighbours as there are ranks.
+    void gather_into(at::Tensor out, const at::Tensor& rows, const std::vector<std::int64_t>& counts) {
         const std::int64_t own = counts.at(static_cast<std::size_t>(rank()));
-        check_counts("gathering", counts, copies.size(0), own * size());
+        check_counts("gathering", counts, rows.size(0), own * copies());
         expect_equal("ranks: gathering: rows in all", out.size(0),
                      std::accumulate(counts.begin(), counts.end(), std::int64_t{0}));
         guarded("gathering", [&] {
             if (all_to_all_ || size() == 1) {
-                exchange(out, copies, std::vector<std::int64_t>(counts.size(), own), counts);
+                exchange(out, rows, std::vector<std::int64_t>(counts.size(), own), counts);
                 return;
             }
-            const at::Tensor rows = copies.narrow(0, 0, own);
             const auto parts = through_store([rows](detail::ThroughStore& s) { return s.gather(rows); });
             std::int64_t first = 0;
             for (std::size_t r = 0; r < parts.size(); first += counts[r++]) {

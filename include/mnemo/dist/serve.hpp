@@ -74,7 +74,7 @@ enum Request : std::int64_t { ping, search, stop, refuse };
 // What a shard says about itself when it comes; a service is made of shards that agree.
 struct ShardFacts {
     std::int64_t entries = 0, key_dim = 0, value_bytes = 0, identity = 0, k = 0, retriever = 0;
-    Settings set{};
+    RetrieverSettings set{};
     void write(Message& m) const {
         for (const std::int64_t n :
              {entries, key_dim, value_bytes, identity, k, retriever, set.nprobe, set.probe, set.others})
@@ -116,7 +116,7 @@ void serve_shard(const c10::intrusive_ptr<c10d::Store>& store, const ServeOption
                  const Shard<S>& entries, const RetrieverT& retriever, std::uint64_t identity = 0) {
     using Value = typename Shard<S>::value_type;
     entries.check();
-    const index_t k = detail::k_of(retriever), width = std::min(k, entries.size()), bytes = entries.value_bytes();
+    const index_t k = k_of(retriever), width = std::min(k, entries.size()), bytes = entries.value_bytes();
     // A name of its own each time: what an earlier process of this shard has left in the store is not seen.
     const std::int64_t time = store->add(detail::counter_of(options, shard), 1);
     RanksOptions ranks = options.ranks;
@@ -129,7 +129,7 @@ void serve_shard(const c10::intrusive_ptr<c10d::Store>& store, const ServeOption
                        static_cast<std::int64_t>(identity),
                        k,
                        detail::type_number<RetrieverT>(),
-                       detail::settings_of(retriever)}
+                       settings_of(retriever)}
         .write(hello);
     link.post(hello.bytes);
     std::vector<Hits> spare;
@@ -284,8 +284,8 @@ template <class Value> class Front {
                 no.put(refused);
                 link->post(no.bytes);
                 link->flush();
-                remote.reason = "one of another store came: " + refused;
-                return text("front of ", options_.name, ": shard ", s, " is one of another store: ", refused);
+                remote.reason = "one that does not fit came: " + refused;
+                return text("front of ", options_.name, ": shard ", s, " does not fit: ", refused);
             }
             if (known_++ == 0) model_ = facts;
             remote.facts = facts;

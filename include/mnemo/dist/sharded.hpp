@@ -3,6 +3,7 @@
 
 #include <mnemo/dist/sharded_store.hpp>
 #include <mnemo/kernels/convert.hpp>
+#include <mnemo/retrieve/settings.hpp>
 
 #include <algorithm>
 #include <bit>
@@ -64,19 +65,6 @@ class HitsOnWire {
     std::uint8_t* data_;
     index_t queries_, width_;
 };
-
-/// How many hits a retriever looks for: its k, or that of the one inside.
-index_t k_of(const auto& retriever) {
-    if constexpr (requires { index_t{retriever.k}; })
-        return retriever.k;
-    else if constexpr (requires { index_t{retriever.k()}; })
-        return retriever.k();
-    else {
-        static_assert(
-            requires { retriever.inner; }, "mnemo: Sharded needs a retriever with a member k");
-        return k_of(retriever.inner);
-    }
-}
 
 inline constexpr auto better_hit = [](const std::pair<float, index_t>& a, const std::pair<float, index_t>& b) {
     return a.first != b.first ? a.first > b.first : a.second < b.second;
@@ -215,22 +203,6 @@ class MergeHits {
     std::vector<Head> heads_;
 };
 
-/// What a retriever, or the one inside it, looks at beside its k. Shards that differ in it would answer as no retriever
-/// does: its members nprobe and probe, and whatever else it has put into a number, settings().
-struct Settings {
-    std::int64_t nprobe = 0, probe = 0, others = 0;
-};
-Settings settings_of(const auto& retriever) {
-    Settings s;
-    if constexpr (requires { retriever.inner; }) s = settings_of(retriever.inner);
-    if constexpr (requires { static_cast<std::int64_t>(retriever.nprobe); })
-        s.nprobe = static_cast<std::int64_t>(retriever.nprobe);
-    if constexpr (requires { static_cast<std::int64_t>(retriever.probe); })
-        s.probe = static_cast<std::int64_t>(retriever.probe);
-    if constexpr (requires { std::int64_t{retriever.settings()}; }) s.others = retriever.settings();
-    return s;
-}
-
 } // namespace detail
 
 /// Any retriever over a store that is spread over ranks: every rank hands over its queries (any number, none included),
@@ -268,7 +240,7 @@ template <class RetrieverT> struct Sharded {
       public:
         Run(const Sharded& self, const ShardedStore<S>& store, Rows queries, Hits& hits)
             : self_(self), store_(store), ranks_(store.ranks()), buffers_(store.buffers()), queries_(queries),
-              hits_(hits), world_(static_cast<std::size_t>(ranks_.size())), k_(detail::k_of(self.inner)) {}
+              hits_(hits), world_(static_cast<std::size_t>(ranks_.size())), k_(k_of(self.inner)) {}
 
         void all() {
             agree();
@@ -326,7 +298,7 @@ template <class RetrieverT> struct Sharded {
                 failure = text("the shard: expected ", store_.local_size(), " entries as when it was counted, got ",
                                store_.shard().entries_now(), ": call refresh() on all ranks");
             if (failure.empty()) failure = not_representable();
-            const detail::Settings set = detail::settings_of(self_.inner);
+            const RetrieverSettings set = settings_of(self_.inner);
             const auto everybody =
                 detail::agree(ranks_, "sharded retrieval", names,
                               {k_, queries_.cols, static_cast<std::int64_t>(self_.wire), self_.piece, self_.overlap,
@@ -391,10 +363,9 @@ template <class RetrieverT> struct Sharded {
             return part;
         }
         template <class T> void gather(Rows own, const Piece& part, const at::Tensor& all) {
-            const auto world = static_cast<index_t>(world_);
-            const at::Tensor copies = buffers_.own_queries.take(world * own.rows, all.size(1));
+            const at::Tensor copies = buffers_.own_queries.take(ranks_.copies() * own.rows, all.size(1));
             auto* to = reinterpret_cast<T*>(copies.data_ptr());
-            for (index_t r = 0; r < world; ++r)
+            for (index_t r = 0; r < ranks_.copies(); ++r)
                 for (index_t q = 0; q < own.rows; ++q, to += own.cols)
                     convert(own[q], std::span<T>(to, static_cast<std::size_t>(own.cols)));
             ranks_.gather_into(all, copies, part.counts);

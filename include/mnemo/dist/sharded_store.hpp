@@ -12,6 +12,7 @@
 #include <concepts>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <numeric>
 #include <span>
@@ -134,6 +135,8 @@ template <class S> class ShardedStore {
                          static_cast<std::uint64_t>(all[r][i]));
             first_.push_back(first_.back() + all[r][0]);
         }
+        starts_.assign(std::bit_ceil(all.size()), std::numeric_limits<index_t>::max());
+        std::copy(first_.begin(), first_.end() - 1, starts_.begin());
         key_dim_ = all[model][1], fetched_.bytes = all[model][2];
         identity_ = static_cast<std::uint64_t>(all[model][3]);
         fetched_.clear();
@@ -208,14 +211,11 @@ template <class S> class ShardedStore {
         return parts;
     }
     bool is_local(index_t id) const { return id >= first() && id < first() + local_size(); }
-    // Without a branch that depends on the id, as long as there are few ranks: ids come in no order.
+    // Halving without a branch that depends on the id: ids come in no order.
     int owner(index_t id) const {
-        const std::size_t world = first_.size() - 1;
-        if (world > 16)
-            return static_cast<int>(std::upper_bound(first_.begin(), first_.end(), id) - first_.begin()) - 1;
-        int r = 0;
-        for (std::size_t i = 1; i < world; ++i) r += id >= first_[i];
-        return r;
+        std::size_t r = 0;
+        for (std::size_t step = starts_.size() / 2; step > 0; step /= 2) r += starts_[r + step] <= id ? step : 0;
+        return static_cast<int>(r);
     }
 
     std::shared_ptr<Ranks> ranks_;
@@ -223,6 +223,7 @@ template <class S> class ShardedStore {
     std::uint64_t identity_;
     index_t key_dim_ = 0;
     std::vector<index_t> first_{0};                     // [ranks + 1]
+    std::vector<index_t> starts_;                       // the same without the last, filled up to a power of two
     mutable detail::FetchedValues<value_type> fetched_; // what the last retrieval found elsewhere
     mutable detail::Buffers buffers_;
 };

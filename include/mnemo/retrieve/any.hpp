@@ -2,9 +2,13 @@
 #pragma once
 
 #include <mnemo/core/concepts.hpp>
+#include <mnemo/core/error.hpp>
+#include <mnemo/retrieve/settings.hpp>
 
 #include <concepts>
+#include <cstdint>
 #include <memory>
+#include <typeinfo>
 #include <utility>
 
 namespace mnemo {
@@ -19,6 +23,10 @@ template <class Store> class AnyRetriever {
         static_assert(AssociativeRecall<recall_t<R, Store, Rows>>, "mnemo: AnyRetriever takes retrievers of entries");
     }
 
+    /// That of the retriever; an Error where it has none.
+    index_t k() const { return chosen_->k(); }
+    /// Those of the retriever, of which `others` tells its type too.
+    RetrieverSettings settings() const { return chosen_->settings(); }
     Hits retrieve(const Store& store, Rows queries) const { return chosen_->retrieve(store, queries, Hits{}); }
     Hits retrieve(const Store& store, Rows queries, Hits spare) const {
         return chosen_->retrieve(store, queries, std::move(spare));
@@ -28,6 +36,8 @@ template <class Store> class AnyRetriever {
     struct Interface {
         virtual ~Interface() = default;
         virtual Hits retrieve(const Store&, Rows, Hits&&) const = 0;
+        virtual index_t k() const = 0;
+        virtual RetrieverSettings settings() const = 0;
     };
     template <class R> struct Model final : Interface {
         explicit Model(R r) : retriever(std::move(r)) {}
@@ -43,6 +53,17 @@ template <class Store> class AnyRetriever {
                 }
                 return std::move(spare);
             }
+        }
+        index_t k() const override {
+            if constexpr (detail::has_k<R>())
+                return k_of(retriever);
+            else
+                fail("AnyRetriever: expected a retriever with a member k");
+        }
+        RetrieverSettings settings() const override {
+            RetrieverSettings s = settings_of(retriever);
+            s.others = static_cast<std::int64_t>(typeid(R).hash_code() ^ 31 * static_cast<std::uint64_t>(s.others));
+            return s;
         }
         R retriever;
     };
