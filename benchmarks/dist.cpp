@@ -3,14 +3,15 @@
 // measured on one rank and on two, the bare network on as many ranks as there are; every exchange and every step is
 // predicted from that. It starts its ranks itself, on the loopback, or is one of them where RANK is set.
 //
-//     bench_dist [ranks=1,2,3,4,8] [queries=1,64,512] [k=64,1024] [rows=1000000] [dim=1024] [steps=9] [window=60]
-//                [search=1] [store=0] [keep=1]
+//     bench_dist [ranks=1,2,3,4,8] [queries=1,64,512] [k=64,1024] [rows=1000000] [dim=1024] [passes=5] [steps=4]
+//                [window=60] [search=1] [store=0] [keep=1]
 //
-// queries: of all ranks together. rows: of all ranks. steps: windows of so many milliseconds, of which the median
-// counts; those of the network and those of every exchange take turns. search=0: the exchange alone, of hits that are
-// ready, without keys. store=1: through the store instead of Gloo. keep=0: freed memory goes back to the system, as
-// glibc's malloc has it unless told otherwise. The constants that it prints may be given as further arguments: then
-// they are not measured.
+// queries: of all ranks together. rows: of all ranks. passes: constants and all numbers of ranks, again and again, for
+// a machine is faster in one minute than in the next. steps: windows of so many milliseconds for each pass, in which
+// everything takes turns (one a pass of what takes longer); the mean of the middle half of all windows counts.
+// search=0: the exchange alone, of hits that are ready, without keys. store=1: through the store instead of Gloo.
+// keep=0: freed memory goes back to the system, as glibc's malloc has it unless told otherwise. The constants that it
+// prints may be given as further arguments: then they are not measured.
 #include <mnemo/dist/sharded.hpp>
 #include <mnemo/retrieve/exact.hpp>
 #include <mnemo/store/tokens.hpp>
@@ -25,6 +26,7 @@
 #include <malloc.h>
 #include <map>
 #include <numeric>
+#include <set>
 #include <sstream>
 #include <string>
 #include <sys/wait.h>
@@ -37,8 +39,8 @@ using namespace mnemo::nn;
 
 namespace {
 
-std::map<std::string, double> settings = {{"rows", 1e6}, {"dim", 1024}, {"steps", 9}, {"window", 60},
-                                          {"search", 1}, {"store", 0},  {"keep", 1}};
+std::map<std::string, double> settings = {{"rows", 1e6},  {"dim", 1024}, {"passes", 5}, {"steps", 4},
+                                          {"window", 60}, {"search", 1}, {"store", 0},  {"keep", 1}};
 index_t get(const char* name) { return static_cast<index_t>(settings.at(name)); }
 
 struct Shape {
@@ -98,10 +100,13 @@ Matrix random_rows(index_t rows, index_t cols, std::uint64_t seed) {
     return m;
 }
 
-double median(std::vector<double> of) {
-    const auto middle = of.begin() + static_cast<std::ptrdiff_t>(of.size() / 2);
-    std::nth_element(of.begin(), middle, of.end());
-    return *middle;
+// The mean of the middle half: of a machine that is now fast and now slow it says what it takes in between, of a window
+// that was disturbed nothing.
+double middle(std::vector<double> of) {
+    std::sort(of.begin(), of.end());
+    const auto quarter = static_cast<std::ptrdiff_t>(of.size() / 4);
+    return std::accumulate(of.begin() + quarter, of.end() - quarter, 0.0) /
+           static_cast<double>(of.size() - 2 * static_cast<std::size_t>(quarter));
 }
 double seconds_of(auto&& work) {
     const auto start = std::chrono::steady_clock::now();
@@ -124,14 +129,23 @@ double slowest(Ranks& ranks, double mine) {
     return *std::max_element(all.begin(), all.end());
 }
 
-// Ranks that share a core take turns.
+// Ranks that share a core take turns; for a few milliseconds of work nobody moves to a core that has less to do.
 double crowd(int world) { return std::max(1.0, static_cast<double>(world) / std::thread::hardware_concurrency()); }
+double short_crowd(int world) { return std::ceil(crowd(world)); }
+
+using Numbers = std::map<std::string, double>;
+using Samples = std::map<std::string, std::vector<double>>; // seconds, a window each
+Numbers middle(const Samples& samples) {
+    Numbers out;
+    for (const auto& [name, seconds] : samples) out[name] = middle(seconds);
+    return out;
+}
 
 // Calls that all ranks make together, or that each makes at the same time as the others: as many of each as take a
-// window, in turn; the median of what a call takes.
+// window, in turn: what a call takes in each.
 class Windows {
   public:
-    explicit Windows(Ranks& ranks) : ranks_(ranks) {}
+    explicit Windows(Ranks& ranks, double window = 1e-3 * settings.at("window")) : ranks_(ranks), window_(window) {}
     // Wall time, of the slowest rank. Before each call a rank may prepare it: that work is not counted.
     void wall(
         std::string name, std::function<void()> call, std::function<void()> prepare = [] {}) {
@@ -141,18 +155,18 @@ class Windows {
     void processor(std::string name, std::function<void()> call) {
         works_.push_back({std::move(name), std::move(call), [] {}, true});
     }
-    std::map<std::string, double> run(index_t steps) {
-        const double window = 1e-3 * settings.at("window");
-        for (int warm = 0; warm < 2; ++warm) // the first time around nothing is as it will be
-            for (Work& w : works_) {
-                const double once = slowest(ranks_, seconds_of([&] { w.call(); }));
-                w.times = static_cast<int>(std::clamp(window / once, 1.0, 1000.0));
-                (void)one_window(w);
-            }
+    /// `steps` windows of each, of those that are not longer than a window; one of others.
+    Samples run(index_t steps) {
+        for (Work& w : works_) { // the first time around nothing is as it will be
+            double once = slowest(ranks_, seconds_of([&] { w.call(); }));
+            if (once < 10 * window_) once = slowest(ranks_, seconds_of([&] { w.call(); }));
+            w.times = static_cast<int>(std::clamp(window_ / once, 1.0, 1000.0));
+            if (once < window_) (void)one_window(w);
+        }
+        Samples out;
         for (index_t i = 0; i < steps; ++i)
-            for (Work& w : works_) w.seconds.push_back(one_window(w));
-        std::map<std::string, double> out;
-        for (const Work& w : works_) out[w.name] = median(w.seconds);
+            for (const Work& w : works_)
+                if (i == 0 || w.times > 1) out[w.name].push_back(one_window(w));
         return out;
     }
 
@@ -162,10 +176,10 @@ class Windows {
         std::function<void()> call, prepare;
         bool processor;
         int times = 1;
-        std::vector<double> seconds{};
     };
     double one_window(const Work& w) {
-        (void)slowest(ranks_, 0); // all begin together
+        if (w.times > 1) w.prepare(), w.call(); // what others have left of memory and caches is not counted
+        (void)slowest(ranks_, 0);               // all begin together
         const double begin = processor_time();
         double prepared = 0;
         const double wall = seconds_of([&] {
@@ -182,15 +196,14 @@ class Windows {
             return std::accumulate(of.begin(), of.end(), 0.0) / static_cast<double>(of.size());
         };
         const double whole = w.processor ? mean(all) : *std::max_element(all.begin(), all.end());
-        return std::max(0.0, whole - crowd(ranks_.size()) * mean(aside)) / w.times;
+        return std::max(0.0, whole - short_crowd(ranks_.size()) * mean(aside)) / w.times;
     }
     Ranks& ranks_;
+    double window_;
     std::vector<Work> works_;
 };
 
 // ---- The model ----
-
-using Numbers = std::map<std::string, double>;
 
 // Seconds of a round by the bytes that each rank has for each other one, gathered or exchanged: a straight line between
 // sizes that were measured.
@@ -209,12 +222,16 @@ struct Curve {
 struct Network {
     Curve gather, exchange;
 };
-constexpr double kNear = 1 << 16; // hits whose messages a core's own cache holds
-// What a rank does alone: nanoseconds for a call, a query, a number of a query that is copied for one rank, a hit that
-// is packed (and more for each beyond kNear), one that is copied from the only list, or merged from
-// several (and more for each doubling of their number), a value that is fetched.
-const char* const work_names[] = {"call_ns",    "query_ns", "copy_ns",      "pack_ns", "far_ns",
-                                  "merge_1_ns", "merge_ns", "merge_log_ns", "fetch_ns"};
+// Hits that a core holds in its own cache, as found and as they travel (20 bytes): of a rank alone, and of one that has
+// what comes from others beside them.
+double near_hits(bool alone) { return alone ? 1 << 16 : 1 << 15; }
+// What a rank does beside searching, in company and (alone_) by itself: nanoseconds for a call, a query, a hit that is
+// packed (and more for each beyond near_hits); in company a number of a query that is copied for one rank, a hit that
+// is merged from several lists (and more for each doubling of their number), a value that is fetched; alone a hit that
+// is copied from the only list.
+const char* const work_names[] = {"call_ns",       "query_ns",     "pack_ns",       "far_ns",        "copy_ns",
+                                  "merge_ns",      "merge_log_ns", "fetch_ns",      "alone_call_ns", "alone_query_ns",
+                                  "alone_pack_ns", "alone_far_ns", "alone_merge_ns"};
 // Of a search, by one rank alone (alone_), or by as many as there are cores at the same time (search_): keys x queries
 // x width a second, and the seconds that it takes with any number of keys (_s).
 std::string search_name(bool alone, Shape s) { return text(alone ? "alone_" : "search_", s.queries, "_", s.k); }
@@ -240,19 +257,19 @@ Prediction predict(int world, Shape s, const Network& net) {
     const double n = settings.at("rows"), d = settings.at("dim"), r = world, all = static_cast<double>(s.queries),
                  own = std::ceil(all / r), k = static_cast<double>(s.k), found = std::min(k, n);
     const Messages m(world, s);
-    const auto of = [](const char* name) { return settings.at(name) * 1e-9; };
+    const auto of = [&](const std::string& name) { return settings.at((world == 1 ? "alone_" : "") + name) * 1e-9; };
     Prediction p;
     const double packed = all * std::min(k, n / r);
     p.work = of("call_ns") + all * of("query_ns") + packed * of("pack_ns") +
-             std::max(0.0, packed - kNear) * of("far_ns") +
-             own * found * (world == 1 ? of("merge_1_ns") : of("merge_ns") + of("merge_log_ns") * std::log2(r));
+             std::max(0.0, packed - near_hits(world == 1)) * of("far_ns") + own * found * of("merge_ns");
     if (world > 1) {
         p.bytes = (r - 1) * (m.pieces * (m.queries + m.hits) + 8 * m.fetched);
         p.rounds = net.gather(112) + m.pieces * (net.gather(m.queries) + net.exchange(m.hits)) + net.exchange(8) +
                    2 * net.exchange(4 * m.fetched);
-        p.work += own * r * d * of("copy_ns") + (r - 1) * m.fetched * of("fetch_ns");
+        p.work += own * found * std::log2(r) * of("merge_log_ns") + own * r * d * of("copy_ns") +
+                  (r - 1) * m.fetched * of("fetch_ns");
     }
-    p.work *= crowd(world);
+    p.work *= short_crowd(world);
     if (get("search") != 0) {
         const std::string name = search_name(world == 1, s);
         p.search = crowd(world) * (settings.at(name + "_s") + n / r * all * d / settings.at(name));
@@ -271,39 +288,43 @@ Matrix queries_of(const Ranks& ranks, index_t rows) {
 }
 
 // The engine alone: rounds of messages of a few sizes. As in a retrieval a rank has read what came before and written
-// what it sends.
-struct Bare {
-    Bare(Ranks& ranks, Windows& windows) {
-        if (ranks.size() == 1) return;
-        double most = 0;
-        for (const Shape s : shapes) most = std::max(most, Messages(ranks.size(), s).most());
-        for (std::int64_t bytes = 128;; bytes *= bytes < 8192 ? 4 : 2) { // closer where the line bends
-            sizes.push_back(bytes);
-            if (static_cast<double>(bytes) >= most) break;
+// what it sends, and has had to do with several times as much memory since it last used these buffers.
+void bare_rounds(Ranks& ranks, Windows& windows) {
+    if (ranks.size() == 1) return;
+    double most = 0;
+    for (const Shape s : shapes) most = std::max(most, Messages(ranks.size(), s).most());
+    constexpr std::int64_t buffers = 4;
+    struct State {
+        at::Tensor in, out;
+        std::int64_t which = 0;
+    };
+    const auto world = static_cast<std::int64_t>(ranks.size());
+    const std::vector<std::int64_t> ones(static_cast<std::size_t>(world), 1);
+    for (std::int64_t bytes = 128;; bytes *= bytes < 8192 ? 4 : 2) { // closer where the line bends
+        const auto state = std::make_shared<State>();
+        state->in = at::zeros({buffers, world, bytes}, at::kByte), state->out = at::zeros_like(state->in);
+        const auto prepare = [state] {
+            const at::Tensor came = state->out[state->which];
+            state->which = (state->which + 1) % buffers;
+            const auto* read = came.data_ptr<std::uint8_t>();
+            std::transform(read, read + came.numel(), state->in[state->which].data_ptr<std::uint8_t>(),
+                           [](std::uint8_t x) { return static_cast<std::uint8_t>(x + 1); });
+        };
+        std::function<void()> gather = [=, &ranks] {
+            ranks.gather_into(state->out[state->which], state->in[state->which], ones);
+        };
+        std::function<void()> exchange = [=, &ranks] {
+            ranks.all_to_all_into(state->out[state->which], state->in[state->which], ones, ones);
+        };
+        if (bytes == 128) { // as small ones travel
+            gather = [=, &ranks] { ranks.gather(state->in[state->which].narrow(0, 0, 1), ones); };
+            exchange = [=, &ranks] { ranks.all_to_all(state->in[state->which], ones, ones); };
         }
-        const auto world = static_cast<std::int64_t>(ranks.size());
-        const at::Tensor in = at::zeros({world * sizes.back()}, at::kByte), out = at::zeros_like(in);
-        for (const std::int64_t bytes : sizes) {
-            const std::vector<std::int64_t> ones(static_cast<std::size_t>(world), 1);
-            const at::Tensor from = in.narrow(0, 0, world * bytes).view({world, bytes}),
-                             to = out.narrow(0, 0, world * bytes).view({world, bytes});
-            const auto prepare = [=] {
-                const auto* came = to.data_ptr<std::uint8_t>();
-                std::transform(came, came + to.numel(), from.data_ptr<std::uint8_t>(),
-                               [](std::uint8_t x) { return static_cast<std::uint8_t>(x + 1); });
-            };
-            std::function<void()> gather = [=, &ranks] { ranks.gather_into(to, from, ones); },
-                                  exchange = [=, &ranks] { ranks.all_to_all_into(to, from, ones, ones); };
-            if (bytes == sizes[0]) { // as small ones travel
-                gather = [=, &ranks] { ranks.gather(from.narrow(0, 0, 1), ones); };
-                exchange = [=, &ranks] { ranks.all_to_all(from, ones, ones); };
-            }
-            windows.wall(text("gather ", bytes), gather, prepare);
-            windows.wall(text("exchange ", bytes), exchange, prepare);
-        }
+        windows.wall(text("gather ", bytes), gather, prepare);
+        windows.wall(text("exchange ", bytes), exchange, prepare);
+        if (static_cast<double>(bytes) >= most) break;
     }
-    std::vector<std::int64_t> sizes;
-};
+}
 // The exchange without a search, again and again.
 std::function<void()> exchange_of(const std::shared_ptr<Ranks>& ranks, Shape s) {
     struct State {
@@ -370,97 +391,84 @@ std::function<void()> merge_of(index_t lists, index_t k) {
     };
 }
 
-// What a search takes, of these ranks at the same time: from two sizes of a shard.
-void measure_search(Ranks& ranks, Numbers& out) {
-    const index_t rows = get("rows") / 2, few = rows / 8;
-    const TokenStore<half> large = random_store(ranks, rows), small = random_store(ranks, few);
-    for (const Shape s : shapes) {
-        const Matrix all = queries_of(ranks, s.queries);
-        const Exact<L2> exact{.k = s.k};
-        Hits found;
-        Windows windows(ranks);
-        windows.processor("large", [&] { found = exact.retrieve(large, all, std::move(found)); });
-        windows.processor("small", [&] { found = exact.retrieve(small, all, std::move(found)); });
-        const Numbers seconds = windows.run(std::min<index_t>(get("steps"), 5));
-        const std::string name = search_name(ranks.size() == 1, s);
-        const double a_key = (seconds.at("large") - seconds.at("small")) / static_cast<double>(rows - few);
-        out[name] = static_cast<double>(s.queries * get("dim")) / a_key;
-        out[name + "_s"] = seconds.at("small") - a_key * static_cast<double>(few);
+// Searches of two sizes of a shard; those of two ranks at the same time, and they wait for each other.
+void searches(Ranks& ranks, Windows& windows) {
+    struct State {
+        TokenStore<half> store;
+        Hits found{};
+    };
+    for (const auto& [size, part] : {std::pair{" large", 2}, std::pair{" small", 16}}) {
+        const auto state = std::make_shared<State>(State{random_store(ranks, get("rows") / part)});
+        for (const Shape s : shapes) {
+            const std::string name = search_name(ranks.size() == 1, s) + size;
+            const auto search = [state, s, all = queries_of(ranks, s.queries)] {
+                state->found = Exact<L2>{.k = s.k}.retrieve(state->store, all, std::move(state->found));
+            };
+            if (ranks.size() == 1)
+                windows.processor(name, search);
+            else
+                windows.wall(name, [&ranks, search] { search(), slowest(ranks, 0); });
+        }
     }
 }
-Numbers measure_alone(const RanksOptions& options) {
-    Ranks ranks(options);
-    Numbers out;
-    if (get("search") != 0) measure_search(ranks, out);
-    return out;
+void search_constants(Numbers& out, const Numbers& seconds, bool alone) {
+    if (get("search") == 0) return;
+    for (const Shape s : shapes) {
+        const std::string name = search_name(alone, s);
+        const double large = std::floor(settings.at("rows") / 2), small = std::floor(settings.at("rows") / 16),
+                     a_key = (seconds.at(name + " large") - seconds.at(name + " small")) / (large - small);
+        out[name] = static_cast<double>(s.queries * get("dim")) / a_key;
+        out[name + "_s"] = seconds.at(name + " small") - a_key * small;
+    }
 }
-// On two ranks, both at once: what a rank does alone, by means of a store of its own, and the rate of a search.
-Numbers measure_constants(const RanksOptions& options) {
-    const auto ranks = std::make_shared<Ranks>(options), alone = std::make_shared<Ranks>(RanksOptions{});
-    const index_t d = get("dim"), queries = 512, k = 256;
-    Windows windows(*ranks);
-    for (int log = 0; log < 4; ++log) windows.processor(text("merge ", log), merge_of(index_t{1} << log, k));
-    windows.processor("one", exchange_of(alone, {1, 1}));
-    windows.processor("few", exchange_of(alone, {queries, 1}));
-    windows.processor("near", exchange_of(alone, {queries / 2, k / 2}));
-    windows.processor("many", exchange_of(alone, {2 * queries, 3 * k}));
-    const Matrix rows = queries_of(*ranks, queries / 2);
-    std::vector<float> copies(2 * rows.data.size());
-    windows.processor("copy", [&] {
-        for (index_t row = 0; row < 2 * rows.rows; ++row)
-            convert(rows[row % rows.rows],
-                    std::span<float>(copies).subspan(static_cast<std::size_t>(row * d), static_cast<std::size_t>(d)));
+// Retrievals of a rank that has no others, of four shapes.
+const Shape alone_shapes[] = {{1, 1}, {1024, 1}, {256, 128}, {1024, 768}};
+std::string alone_name(Shape s) { return text("alone ", s.queries, "_", s.k); }
+// call_ns, query_ns, far_ns and what a hit takes, packed and copied. `base` is what each time has beside it.
+double alone_constants(Numbers& out, const std::string& prefix, const Numbers& seconds, double base) {
+    const auto ns = [&](Shape s) { return 1e9 * (seconds.at(alone_name(s)) - base); };
+    const auto [one, few, near, many] = alone_shapes;
+    const double call = out[prefix + "call_ns"] = std::max(0.0, ns(one)),
+                 query = out[prefix + "query_ns"] = std::max(0.0, ns(few) - call) / static_cast<double>(few.queries),
+                 hit = (ns(near) - call - static_cast<double>(near.queries) * query) /
+                       static_cast<double>(near.queries * near.k),
+                 far = static_cast<double>(many.queries * many.k);
+    out[prefix + "far_ns"] = std::max(0.0, ns(many) - call - static_cast<double>(many.queries) * query - far * hit) /
+                             (far - near_hits(prefix == "alone_"));
+    return hit;
+}
+constexpr index_t kMerged = 512, kListed = 256; // queries, and hits of each list
+
+void work_alone(const std::shared_ptr<Ranks>& ranks, Windows& windows) {
+    for (const Shape s : alone_shapes) windows.processor(alone_name(s), exchange_of(ranks, s));
+    windows.processor("merge", merge_of(1, kListed));
+}
+// On two ranks, both at once, by means of a store of its own. Each work has a round of the network behind it, which is
+// taken off: as in a retrieval, a rank begins it with what the network has left of its caches, and waits for the
+// slower.
+void work_in_company(const std::shared_ptr<Ranks>& ranks, Windows& windows) {
+    const auto alone = std::make_shared<Ranks>(RanksOptions{});
+    const index_t d = get("dim"), rows = kMerged / 2;
+    const at::Tensor word = at::zeros({1, 14}, at::kLong);
+    const auto round = [ranks, word] { ranks->gather(word, {1, 1}); };
+    const auto with_round = [&](std::string name, std::function<void()> work) {
+        windows.wall(std::move(name), [round, work] { work(), round(); });
+    };
+    windows.wall("round", round);
+    for (const Shape s : alone_shapes) with_round(alone_name(s), exchange_of(alone, s));
+    for (int log = 0; log < 4; ++log) with_round(text("merge ", log), merge_of(index_t{1} << log, kListed));
+    const auto queries = std::make_shared<Matrix>(queries_of(*ranks, rows));
+    const auto copies = std::make_shared<std::vector<float>>(2 * queries->data.size());
+    const auto width = static_cast<std::size_t>(d);
+    with_round("copy", [=] {
+        for (index_t row = 0; row < 2 * rows; ++row)
+            convert((*queries)[row % rows],
+                    std::span<float>(*copies).subspan(static_cast<std::size_t>(row) * width, width));
     });
     const ShardedStore<NoKeys> store(ranks,
                                      NoKeys{d, share(get("rows"), *ranks), static_cast<std::uint32_t>(ranks->rank())});
-    const Hits found = Sharded<Ready>{{2 * k}}.retrieve(store, rows);
-    windows.processor("fetch", [&] { store.fetch(found); });
-    const Numbers seconds = windows.run(get("steps"));
-    Numbers out;
-    // One list is copied; a straight line through what two, four and eight take.
-    const auto merge = [&](int log) {
-        return 1e9 * seconds.at(text("merge ", log)) / static_cast<double>((queries >> log) * k);
-    };
-    out["merge_1_ns"] = merge(0);
-    out["merge_log_ns"] = (merge(3) - merge(1)) / 2;
-    out["merge_ns"] = (merge(1) + merge(2) + merge(3)) / 3 - 2 * out["merge_log_ns"];
-    out["call_ns"] = 1e9 * seconds.at("one");
-    out["query_ns"] = 1e9 * (seconds.at("few") - seconds.at("one")) / static_cast<double>(queries);
-    out["copy_ns"] = 1e9 * seconds.at("copy") / static_cast<double>(copies.size());
-    const auto hits = [&](const char* name, index_t of) { // without the call and the queries
-        return 1e9 * seconds.at(name) - out["call_ns"] - static_cast<double>(of) * out["query_ns"];
-    };
-    const double near = static_cast<double>(queries / 2 * (k / 2)), many = static_cast<double>(6 * queries * k);
-    const double a_hit = hits("near", queries / 2) / near;
-    out["pack_ns"] = a_hit - out["merge_1_ns"];
-    out["far_ns"] = std::max(0.0, hits("many", 2 * queries) - many * a_hit) / (many - kNear);
-    out["fetch_ns"] = 1e9 * seconds.at("fetch") / static_cast<double>(queries / 2 * k); // half of them
-    if (get("search") != 0) measure_search(*ranks, out);
-    return out;
-}
-
-// The network, and every shape: its exchange, its step.
-Numbers measure(const RanksOptions& options) {
-    const auto ranks = std::make_shared<Ranks>(options);
-    Windows windows(*ranks);
-    const Bare bare(*ranks, windows);
-    for (std::size_t i = 0; i < shapes.size(); ++i)
-        if (ranks->size() == 1)
-            windows.processor(text("shape ", i), exchange_of(ranks, shapes[i]));
-        else
-            windows.wall(text("shape ", i), exchange_of(ranks, shapes[i]));
-    Numbers out = windows.run(get("steps"));
-    if (get("search") == 0) return out;
-    const ShardedStore<TokenStore<half>> store(ranks, random_store(*ranks, share(get("rows"), *ranks)));
-    for (std::size_t i = 0; i < shapes.size(); ++i) {
-        const Sharded<Exact<L2>> sharded{{.k = shapes[i].k}};
-        const Matrix queries = queries_of(*ranks, share(shapes[i].queries, *ranks));
-        Hits hits;
-        Windows steps(*ranks);
-        steps.wall(text("step ", i), [&] { hits = sharded.retrieve(store, queries, std::move(hits)); });
-        out.merge(steps.run(std::min<index_t>(get("steps"), 5)));
-    }
-    return out;
+    windows.wall("fetch",
+                 [store, found = Sharded<Ready>{{2 * kListed}}.retrieve(store, *queries)] { store.fetch(found); });
 }
 Network network_of(const Numbers& measured) {
     Network net;
@@ -471,9 +479,55 @@ Network network_of(const Numbers& measured) {
     for (Curve* curve : {&net.gather, &net.exchange}) std::sort(curve->points.begin(), curve->points.end());
     return net;
 }
+Numbers constants_of(const Numbers& alone, const Numbers& company) {
+    Numbers out;
+    const double hit = alone_constants(out, "alone_", alone, 0), round = company.at("round");
+    out["alone_merge_ns"] = 1e9 * alone.at("merge") / static_cast<double>(kMerged * kListed);
+    out["alone_pack_ns"] = hit - out["alone_merge_ns"];
+    const auto ns = [&](const std::string& name, index_t count) {
+        return 1e9 * std::max(0.0, company.at(name) - round) / static_cast<double>(count);
+    };
+    // One list is copied; a straight line through what two, four and eight take.
+    const auto merge = [&](int log) { return ns(text("merge ", log), (kMerged >> log) * kListed); };
+    out["pack_ns"] = alone_constants(out, "", company, round) - merge(0);
+    out["merge_log_ns"] = (merge(3) - merge(1)) / 2;
+    out["merge_ns"] = (merge(1) + merge(2) + merge(3)) / 3 - 2 * out["merge_log_ns"];
+    out["copy_ns"] = ns("copy", kMerged * get("dim"));
+    const auto fetched = static_cast<double>(kMerged / 2 * kListed); // half of what was found is the other rank's
+    const Curve exchange = network_of(company).exchange;
+    out["fetch_ns"] = 1e9 * std::max(0.0, company.at("fetch") - exchange(8) - 2 * exchange(4 * fetched)) / fetched;
+    search_constants(out, alone, true);
+    search_constants(out, company, false);
+    return out;
+}
 
-// The same on `world` processes of its own: what rank 0 has measured.
-Numbers start(int world, Numbers (*work)(const RanksOptions&)) {
+// The network, and every shape: its exchange, its step. On one rank and on two the constants as well.
+Samples measure(const RanksOptions& options) {
+    const auto ranks = std::make_shared<Ranks>(options);
+    Windows windows(*ranks), steps(*ranks, 5e-3 * settings.at("window"));
+    bare_rounds(*ranks, windows);
+    for (std::size_t i = 0; i < shapes.size(); ++i)
+        if (ranks->size() == 1)
+            windows.processor(text("shape ", i), exchange_of(ranks, shapes[i]));
+        else
+            windows.wall(text("shape ", i), exchange_of(ranks, shapes[i]));
+    if (ranks->size() == 1) work_alone(ranks, windows);
+    if (ranks->size() == 2) work_in_company(ranks, windows);
+    Samples out = windows.run(get("steps"));
+    if (get("search") == 0) return out;
+    const ShardedStore<TokenStore<half>> store(ranks, random_store(*ranks, share(get("rows"), *ranks)));
+    Hits hits;
+    for (std::size_t i = 0; i < shapes.size(); ++i)
+        steps.wall(text("step ", i),
+                   [&hits, &store, k = shapes[i].k, queries = queries_of(*ranks, share(shapes[i].queries, *ranks))] {
+                       hits = Sharded<Exact<L2>>{{.k = k}}.retrieve(store, queries, std::move(hits));
+                   });
+    if (ranks->size() <= 2) searches(*ranks, steps);
+    out.merge(steps.run(get("steps")));
+    return out;
+}
+// The same on `world` processes of its own: adds what rank 0 has measured.
+void start(int world, Samples& out) {
     RanksOptions options;
     options.world = world, options.port = 29600 + world + static_cast<int>(::getpid() % 1000);
     options.through_store = options.through_store || get("store") != 0;
@@ -486,11 +540,12 @@ Numbers start(int world, Numbers (*work)(const RanksOptions&)) {
         if (children.back() != 0) continue;
         try {
             std::string lines;
-            for (const auto& [name, value] : work(options)) {
-                char number[40];
-                std::snprintf(number, sizeof number, "%.17g", value);
-                lines += name + "\t" + number + "\n";
-            }
+            for (const auto& [name, values] : measure(options))
+                for (const double value : values) {
+                    char number[40];
+                    std::snprintf(number, sizeof number, "%.17g", value);
+                    lines += name + "\t" + number + "\n";
+                }
             if (options.rank == 0 && ::write(ends[1], lines.data(), lines.size()) != static_cast<ssize_t>(lines.size()))
                 fail("pipe");
             std::_Exit(0);
@@ -512,11 +567,9 @@ Numbers start(int world, Numbers (*work)(const RanksOptions&)) {
         well = well && status == 0;
     }
     if (!well) fail("a rank of ", world, " failed");
-    Numbers out;
     std::istringstream in(lines);
     for (std::string line; std::getline(in, line);)
-        out[line.substr(0, line.find('\t'))] = std::stod(line.substr(line.find('\t') + 1));
-    return out;
+        out[line.substr(0, line.find('\t'))].push_back(std::stod(line.substr(line.find('\t') + 1)));
 }
 
 // ---- What is printed ----
@@ -606,33 +659,36 @@ int main(int count, char** arguments) {
         for (const index_t queries : lists["queries"])
             for (const index_t k : lists["k"]) shapes.push_back({queries, std::min(k, get("rows"))});
         const RanksOptions options = RanksOptions::from_environment(); // somebody else has started this as one of many
-        if (options.rank == 0) {
-            bool all = get("search") == 0 || std::all_of(shapes.begin(), shapes.end(), [&](Shape s) {
-                           return given.count(search_name(false, s)) == 1 && given.count(search_name(true, s)) == 1;
-                       });
-            for (const char* name : work_names) all = all && given.count(name) == 1;
-            if (!all) {
-                given = start(2, measure_constants);
-                given.merge(start(1, measure_alone));
-            }
-            std::printf("constants:");
-            for (const auto& [name, value] : given) std::printf(" %s=%.3g", name.c_str(), settings[name] = value);
-            std::printf("\n\n");
+        bool all = get("search") == 0 || std::all_of(shapes.begin(), shapes.end(), [&](Shape s) {
+                       return given.count(search_name(false, s)) == 1 && given.count(search_name(true, s)) == 1;
+                   });
+        for (const char* name : work_names) all = all && given.count(name) == 1;
+        if (options.world > 1 && !all) fail("expected all constants where RANK is set: bench_dist prints them");
+        std::set<index_t> worlds(lists["ranks"].begin(), lists["ranks"].end());
+        if (!all) worlds.insert({1, 2});
+        std::map<index_t, Samples> measured;
+        if (options.world > 1) settings["steps"] *= settings["passes"], settings["passes"] = 1;
+        for (index_t pass = 0; pass < get("passes"); ++pass) {
+            if (options.rank == 0)
+                std::fprintf(stderr, "pass %lld of %lld\n", static_cast<long long>(pass + 1),
+                             static_cast<long long>(get("passes")));
+            if (options.world > 1)
+                measured[options.world] = measure(options);
+            else
+                for (const index_t world : worlds) start(static_cast<int>(world), measured[world]);
         }
+        if (options.rank != 0) return 0;
+        if (!all) given = constants_of(middle(measured[1]), middle(measured[2]));
+        std::printf("constants:");
+        for (const auto& [name, value] : given) std::printf(" %s=%.3g", name.c_str(), settings[name] = value);
+        std::printf("\n\n");
         Errors exchanges, steps;
         std::string networks;
-        const auto report = [&](int world, const Numbers& measured) {
-            print(world, measured, exchanges, steps);
-            networks += describe(world, network_of(measured));
-        };
-        if (options.rank == 0) print_header();
-        if (options.world > 1) {
-            const Numbers measured = measure(options);
-            if (options.rank != 0) return 0;
-            report(options.world, measured);
-        } else {
-            for (const index_t world : lists["ranks"])
-                report(static_cast<int>(world), start(static_cast<int>(world), measure));
+        print_header();
+        for (const index_t world : options.world > 1 ? std::vector<index_t>{options.world} : lists["ranks"]) {
+            const Numbers seconds = middle(measured[world]);
+            print(static_cast<int>(world), seconds, exchanges, steps);
+            networks += describe(static_cast<int>(world), network_of(seconds));
         }
         std::printf("\n%s", networks.c_str());
         exchanges.print("exchange");

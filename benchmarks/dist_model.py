@@ -23,11 +23,13 @@ def step(a, n, r):
     moved = (r - 1) * sum(messages)
     rounds = len(messages) * a.round_us * 1e-6 + moved / (a.gb_s * 1e9) if r > 1 else 0
     packed = a.batch * width
-    work = c["call_ns"] + a.batch * c["query_ns"] + packed * c["pack_ns"] + max(0, packed - 2**16) * c["far_ns"]
-    work += own * a.k * (c["merge_1_ns"] if r == 1 else c["merge_ns"] + c["merge_log_ns"] * math.log2(r))
+    alone = "alone_" if r == 1 else ""
+    work = c[alone + "call_ns"] + a.batch * c[alone + "query_ns"] + packed * c[alone + "pack_ns"]
+    work += max(0, packed - (2**16 if r == 1 else 2**15)) * c[alone + "far_ns"] + own * a.k * c[alone + "merge_ns"]
     if r > 1:
-        work += own * r * a.dim * c["copy_ns"] + (r - 1) * fetched * c["fetch_ns"]
-    exchange = rounds + max(a.ranks_per_core, 1) * work * 1e-9
+        work += own * a.k * math.log2(r) * c["merge_log_ns"] + own * r * a.dim * c["copy_ns"]
+        work += (r - 1) * fetched * c["fetch_ns"]
+    exchange = rounds + math.ceil(max(a.ranks_per_core, 1)) * work * 1e-9
     piece = min(a.batch, 1024)
     memory = n / r * (2 * a.dim + 4) + piece * (12 * a.dim + 36 * width) + own * 60 * a.k
     name = f"{'search' if a.ranks_per_core > 0 else 'alone'}_{a.batch}_{a.k}"
