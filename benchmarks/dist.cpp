@@ -287,8 +287,11 @@ Matrix queries_of(const Ranks& ranks, index_t rows) {
     return random_rows(rows, get("dim"), 0x9E3779B97F4A7C15u * static_cast<std::uint64_t>(ranks.rank() + 1));
 }
 
+constexpr std::int64_t kSmall = 128; // bytes
 // The engine alone: rounds of messages of a few sizes. As in a retrieval a rank has read what came before and written
-// what it sends, and has had to do with several times as much memory since it last used these buffers.
+// what it sends, and has had to do with several times as much memory since it last used these buffers. A small round
+// stands behind each other one, and is taken off: what is still on its way when a rank has all that it waits for holds
+// up the next message, not the next large one.
 void bare_rounds(Ranks& ranks, Windows& windows) {
     if (ranks.size() == 1) return;
     double most = 0;
@@ -300,7 +303,7 @@ void bare_rounds(Ranks& ranks, Windows& windows) {
     };
     const auto world = static_cast<std::int64_t>(ranks.size());
     const std::vector<std::int64_t> ones(static_cast<std::size_t>(world), 1);
-    for (std::int64_t bytes = 128;; bytes *= bytes < 8192 ? 4 : 2) { // closer where the line bends
+    for (std::int64_t bytes = kSmall;; bytes *= bytes < 8192 ? 4 : 2) { // closer where the line bends
         const auto state = std::make_shared<State>();
         state->in = at::zeros({buffers, world, bytes}, at::kByte), state->out = at::zeros_like(state->in);
         const auto prepare = [state] {
@@ -310,14 +313,17 @@ void bare_rounds(Ranks& ranks, Windows& windows) {
             std::transform(read, read + came.numel(), state->in[state->which].data_ptr<std::uint8_t>(),
                            [](std::uint8_t x) { return static_cast<std::uint8_t>(x + 1); });
         };
+        const std::function<void()> small = [state, ones, &ranks] {
+            ranks.gather(state->in[state->which].narrow(0, 0, 1).narrow(1, 0, kSmall), ones);
+        };
         std::function<void()> gather = [=, &ranks] {
-            ranks.gather_into(state->out[state->which], state->in[state->which], ones);
+            ranks.gather_into(state->out[state->which], state->in[state->which], ones), small();
         };
         std::function<void()> exchange = [=, &ranks] {
-            ranks.all_to_all_into(state->out[state->which], state->in[state->which], ones, ones);
+            ranks.all_to_all_into(state->out[state->which], state->in[state->which], ones, ones), small();
         };
-        if (bytes == 128) { // as small ones travel
-            gather = [=, &ranks] { ranks.gather(state->in[state->which].narrow(0, 0, 1), ones); };
+        if (bytes == kSmall) { // as small ones travel
+            gather = small;
             exchange = [=, &ranks] { ranks.all_to_all(state->in[state->which], ones, ones); };
         }
         windows.wall(text("gather ", bytes), gather, prepare);
@@ -477,6 +483,10 @@ Network network_of(const Numbers& measured) {
             if (name.starts_with(prefix))
                 curve->points.emplace_back(std::stod(name.substr(std::strlen(prefix))), seconds);
     for (Curve* curve : {&net.gather, &net.exchange}) std::sort(curve->points.begin(), curve->points.end());
+    const double small = net.gather(kSmall);
+    for (Curve* curve : {&net.gather, &net.exchange})
+        for (auto& [bytes, seconds] : curve->points)
+            if (bytes > kSmall) seconds = std::max(0.0, seconds - small);
     return net;
 }
 Numbers constants_of(const Numbers& alone, const Numbers& company) {

@@ -2,14 +2,18 @@
 # SPDX-License-Identifier: MIT
 # netns_ranks.sh N DELAY RATE program arguments...: starts the program as N ranks, each in a network namespace of its own
 # that is tied to the others by a bridge; what a rank sends passes at RATE (1gbit) and is held up by DELAY milliseconds
-# (0: not at all). A delay needs Python: delay_relay.py carries the frames then. Needs root, ip and tc. Everything is
-# taken away at the end.
+# (0: not at all). A delay needs Python: delay_relay.py carries the frames then. Needs root, ip and tc. The machine's
+# net.core.netdev_max_backlog is 10000 meanwhile: a real wire would not drop the frames that 1000 leave no room for.
+# Everything is as before at the end.
 set -eu
 ranks=$1 delay=$2 rate=$3
 shift 3
 bridge=mnemo-br
 relay=""
+backlog_file=/proc/sys/net/core/netdev_max_backlog
+backlog=$(cat $backlog_file)
 cleanup() {
+    echo "$backlog" >$backlog_file
     if [ -n "$relay" ]; then kill "$relay" 2>/dev/null || true; fi
     r=0
     while [ "$r" -lt "$ranks" ]; do ip netns del "mnemo$r" 2>/dev/null || true; r=$((r + 1)); done
@@ -17,6 +21,7 @@ cleanup() {
 }
 cleanup
 trap cleanup EXIT
+echo 10000 >$backlog_file
 r=0
 names=""
 while [ "$r" -lt "$ranks" ]; do ip netns add "mnemo$r"; names="$names mnemo-v$r"; r=$((r + 1)); done
