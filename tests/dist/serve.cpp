@@ -207,10 +207,12 @@ void refuses(const RanksOptions& ranks) {
                 "the refused shard to hear why, got '" + error + "'");
         require(s == 2 || !error.empty(), "the others to hear that the front is gone");
         // Shard 2 looks at more lists than the others.
-        const std::string lists = error_of([&] {
-            const Fails differs{.shard = s, .nprobe = s == 2 ? 16 : 8};
-            serve_shard(store, options, s, Shard<TokenStore<>>({entries_of(s)}), differs, 7);
-        });
+        std::string lists = "meeting";
+        for (int i = 0; i < 4 && lists.find("meeting") != lists.npos; ++i) // until the next front is there
+            lists = error_of([&] {
+                const Fails differs{.shard = s, .nprobe = s == 2 ? 16 : 8};
+                serve_shard(store, options, s, Shard<TokenStore<>>({entries_of(s)}), differs, 7);
+            });
         require(s != 2 || lists.find("refused: nprobe: expected 8, got 16") != lists.npos,
                 "the refused shard to hear of its nprobe, got '" + lists + "'");
         return;

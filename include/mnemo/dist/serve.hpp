@@ -357,6 +357,10 @@ template <class Value> class Front {
         for (const Job& job : jobs) request.put(job.queries.data.data(), job.queries.data.size() * sizeof(float));
         for (std::size_t s = 0; s < shards_.size(); ++s) post(s, request);
         const auto end = std::chrono::steady_clock::now() + options_.timeout;
+        // One after the other: who comes behind a shard that hangs had all its time, but has not been listened to.
+        const auto least = std::max<std::chrono::milliseconds>(
+            options_.timeout / std::max<std::int64_t>(4, static_cast<std::int64_t>(shards_.size())),
+            std::chrono::milliseconds(1));
         std::vector<detail::Message> answers(shards_.size());
         std::vector<std::optional<detail::HitsOnWire>> hits(shards_.size());
         std::vector<const std::uint8_t*> values(shards_.size());
@@ -366,7 +370,7 @@ template <class Value> class Front {
             try {
                 const auto left =
                     std::chrono::duration_cast<std::chrono::milliseconds>(end - std::chrono::steady_clock::now());
-                answers[s] = detail::Message(shards_[s].link->receive(std::max(left, std::chrono::milliseconds(1))));
+                answers[s] = detail::Message(shards_[s].link->receive(std::max(left, least)));
                 if (answers[s].number() != searches_) fail("an answer to another question");
                 if (answers[s].number() != 0) {
                     if (failure.empty()) failure = text("shard ", s, ": ", answers[s].string());
