@@ -13,7 +13,7 @@ relay=""
 backlog_file=/proc/sys/net/core/netdev_max_backlog
 backlog=$(cat $backlog_file)
 cleanup() {
-    echo "$backlog" >$backlog_file
+    echo "$backlog" 2>/dev/null >$backlog_file || true
     if [ -n "$relay" ]; then kill "$relay" 2>/dev/null || true; fi
     r=0
     while [ "$r" -lt "$ranks" ]; do ip netns del "mnemo$r" 2>/dev/null || true; r=$((r + 1)); done
@@ -21,7 +21,7 @@ cleanup() {
 }
 cleanup
 trap cleanup EXIT
-echo 10000 >$backlog_file
+echo 10000 2>/dev/null >$backlog_file || true
 r=0
 names=""
 while [ "$r" -lt "$ranks" ]; do ip netns add "mnemo$r"; names="$names mnemo-v$r"; r=$((r + 1)); done

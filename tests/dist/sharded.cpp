@@ -138,8 +138,8 @@ void errors(const RanksOptions& options) {
     const auto chosen = [&](Chosen any) { // at run time
         return error_of([&] { Sharded<Chosen>{std::move(any)}.retrieve(store, queries); });
     };
-    expect(chosen(Tuned{5, odd ? 7 : 6}), "rank 1: settings of the retriever: expected");
-    expect(chosen(odd ? Chosen(Exact<L2>{5}) : Chosen(Exact<InnerProduct>{5})), "rank 1: settings of the retriever");
+    expect(chosen(Tuned{5, odd ? 7 : 6}), "rank 1: settings of the retriever: expected 6 as on rank 0, got 7");
+    expect(chosen(odd ? Chosen(Exact<L2>{5}) : Chosen(Exact<InnerProduct>{5})), "rank 1: type of the retriever");
     expect(chosen(Exact<L2>{odd ? 6 : 5}), "rank 1: k: expected 5 as on rank 0, got 6");
     require(chosen(Tuned{5, 7}).empty(), "no error where the retrievers chosen agree");
     for (const bool overlap : {false, true}) // in the second of several pieces

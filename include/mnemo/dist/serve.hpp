@@ -123,13 +123,14 @@ void serve_shard(const c10::intrusive_ptr<c10d::Store>& store, const ServeOption
     ranks.timeout = options.silence();
     Link link(ranks, detail::link_of(options, shard, time), 1);
     detail::Message hello;
+    const RetrieverSettings set = settings_of(retriever);
     detail::ShardFacts{entries.size(),
                        entries.key_dim(),
                        bytes,
                        static_cast<std::int64_t>(identity),
                        k,
-                       detail::type_number<RetrieverT>(),
-                       settings_of(retriever)}
+                       detail::type_number<RetrieverT>(set),
+                       set}
         .write(hello);
     link.post(hello.bytes);
     std::vector<Hits> spare;

@@ -302,7 +302,7 @@ template <class RetrieverT> struct Sharded {
             const auto everybody =
                 detail::agree(ranks_, "sharded retrieval", names,
                               {k_, queries_.cols, static_cast<std::int64_t>(self_.wire), self_.piece, self_.overlap,
-                               detail::type_number<RetrieverT>(), store_.key_dim(), store_.size(), set.nprobe,
+                               detail::type_number<RetrieverT>(set), store_.key_dim(), store_.size(), set.nprobe,
                                set.probe, set.others, queries_.rows, store_.local_size()},
                               11, failure);
             index_t most = 0;

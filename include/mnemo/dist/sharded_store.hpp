@@ -4,6 +4,7 @@
 #include <mnemo/core/recall.hpp>
 #include <mnemo/dist/agree.hpp>
 #include <mnemo/dist/shard.hpp>
+#include <mnemo/retrieve/settings.hpp>
 #include <mnemo/text/hash.hpp>
 
 #include <algorithm>
@@ -27,9 +28,10 @@ namespace mnemo::nn {
 
 namespace detail {
 
-/// A number for the type of a retriever, the same in every process.
-template <class RetrieverT> std::int64_t type_number() {
-    return static_cast<std::int64_t>(Hash64().add(std::string_view(typeid(RetrieverT).name())).value());
+/// A number for the type of a retriever and for that of one inside it that is chosen at run time, the same in every
+/// process.
+template <class RetrieverT> std::int64_t type_number(const RetrieverSettings& set) {
+    return static_cast<std::int64_t>(Hash64().add(std::string_view(typeid(RetrieverT).name())).add(set.type).value());
 }
 
 /// Room for a message, kept from call to call. It is LibTorch's: whoever still sends from it when a call is given up

@@ -6,7 +6,6 @@
 #include <mnemo/retrieve/settings.hpp>
 
 #include <concepts>
-#include <cstdint>
 #include <memory>
 #include <typeinfo>
 #include <utility>
@@ -25,7 +24,7 @@ template <class Store> class AnyRetriever {
 
     /// That of the retriever; an Error where it has none.
     index_t k() const { return chosen_->k(); }
-    /// Those of the retriever, of which `others` tells its type too.
+    /// Those of the retriever, with the name of its type.
     RetrieverSettings settings() const { return chosen_->settings(); }
     Hits retrieve(const Store& store, Rows queries) const { return chosen_->retrieve(store, queries, Hits{}); }
     Hits retrieve(const Store& store, Rows queries, Hits spare) const {
@@ -62,7 +61,7 @@ template <class Store> class AnyRetriever {
         }
         RetrieverSettings settings() const override {
             RetrieverSettings s = settings_of(retriever);
-            s.others = static_cast<std::int64_t>(typeid(R).hash_code() ^ 31 * static_cast<std::uint64_t>(s.others));
+            if (s.type.empty()) s.type = typeid(R).name();
             return s;
         }
         R retriever;

@@ -5,6 +5,7 @@
 
 #include <concepts>
 #include <cstdint>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 
@@ -32,13 +33,15 @@ template <class R> index_t k_of(const R& retriever) {
     else if constexpr (detail::has_k<R>())
         return k_of(retriever.inner);
     else
-        return 0;
+        return 0; // no second error
 }
 
 /// What a retriever, or the one inside it, looks at beside its k. Shards that differ in it would answer as no retriever
-/// does: its members nprobe and probe, and whatever else it has put into a number, settings().
+/// does: its members nprobe and probe, whatever else it has put into a number, settings(), and, of one that is chosen
+/// at run time, the name of its type.
 struct RetrieverSettings {
     std::int64_t nprobe = 0, probe = 0, others = 0;
+    std::string_view type{};
 };
 RetrieverSettings settings_of(const auto& retriever) {
     RetrieverSettings s;
