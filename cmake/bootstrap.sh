@@ -51,7 +51,7 @@ fi
 # ---- 2. Packages --------------------------------------------------------------------------------------------------
 # OpenBLAS in its OpenMP build: the pthread build, Debian's default, fights with the OpenMP threads of FAISS and LibTorch.
 packages=(g++ cmake ninja-build pkg-config libopenblas-openmp-dev libfaiss-dev libeigen3-dev nlohmann-json3-dev libfmt-dev libcli11-dev libutf8proc-dev $torch_package)
-[ "$what" = demo ] || packages+=(clang catch2 libbenchmark-dev libstemmer-dev libsentencepiece-dev)
+[ "$what" = demo ] || packages+=(clang catch2 libbenchmark-dev libstemmer-dev libsentencepiece-dev ${torch_package:+libgloo-dev})
 missing=()
 for package in "${packages[@]}"; do
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")

@@ -82,6 +82,28 @@ void work_until_death(const RanksOptions& options) {
     fail("expected an error when a rank is gone");
 }
 
+// Rank 1 hangs in the middle of a message to the store, whose thread waits for the rest: rank 0, which runs it, ends.
+void work_until_half_a_message(const RanksOptions& options) {
+    Ranks ranks(options);
+    ranks.gather(at::ones({2, 2}));
+    if (options.rank == 1) {
+        sockaddr_in address{};
+        address.sin_family = AF_INET;
+        address.sin_port = htons(static_cast<std::uint16_t>(options.port));
+        address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        const int s = ::socket(AF_INET, SOCK_STREAM, 0);
+        const char first = 0; // of "set"
+        require(::connect(s, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0 &&
+                    ::send(s, &first, 1, 0) == 1,
+                "a connection to the store");
+    }
+    try {
+        ranks.gather(at::ones({2, 2}));
+    } catch (const Error&) { // where it goes through the store
+    }
+    while (options.rank == 1) ::pause();
+}
+
 bool refuses(const char* name, const char* value) {
     ::setenv("WORLD_SIZE", "2", 1), ::setenv("RANK", "0", 1), ::setenv("MASTER_PORT", "29500", 1);
     ::setenv(name, value, 1);
@@ -105,6 +127,14 @@ int main() {
         if (!through_store && !Ranks::has_gloo) continue; // no headers of Gloo
         for (const int world : {1, 2, 3, 4})
             passed = start("gathering", {.world = world, .through_store = through_store}, work) && passed;
+        passed = start("half a message",
+                       {.world = 2,
+                        .through_store = through_store,
+                        .timeout = std::chrono::seconds(2),
+                        .limit = std::chrono::seconds(20),
+                        .lost = 1},
+                       work_until_half_a_message) &&
+                 passed;
         for (const int world : {2, 3})
             passed =
                 start("a rank that dies", {.world = world, .through_store = through_store}, work_until_death) && passed;

@@ -101,6 +101,30 @@ template <class F> auto within(std::chrono::milliseconds limit, F work) {
     if (result.wait_for(limit) != std::future_status::ready) fail("not everybody came within ", limit.count(), " ms");
     return result.get();
 }
+// A store that this process may run. Its thread ends only when it has read the message that it is reading: never, where
+// the sender hangs in the middle of it. After half a second it is left to itself.
+class HeldStore {
+  public:
+    HeldStore(c10::intrusive_ptr<c10d::Store> store = {}) : store_(std::move(store)) {}
+    HeldStore(HeldStore&&) = default;
+    HeldStore& operator=(HeldStore&& other) noexcept {
+        std::swap(store_, other.store_);
+        return *this;
+    }
+    ~HeldStore() {
+        if (!store_) return;
+        try {
+            within(std::chrono::milliseconds(500), [store = std::move(store_)]() mutable { store.reset(); });
+        } catch (const std::exception&) { // it goes on in its own thread
+        }
+    }
+    const c10::intrusive_ptr<c10d::Store>& shared() const { return store_; }
+    explicit operator bool() const { return store_.defined(); }
+    c10d::Store* operator->() const { return store_.get(); }
+
+  private:
+    c10::intrusive_ptr<c10d::Store> store_;
+};
 // A message under a name of the store; returns the names it takes. Values above 8 MiB are refused by some versions:
 // pieces, of which the first says how many there are.
 inline std::vector<std::string> put_message(c10d::Store& store, const std::string& name, const std::uint8_t* data,
@@ -261,7 +285,7 @@ class Ranks {
 #if MNEMO_GLOO
             if (o.through_store) return;
             use(detail::within(o.timeout + std::chrono::milliseconds(500),
-                               [o, store = store_] { return gloo_group(store, o.rank, o.world, o); }));
+                               [o, store = store_.shared()] { return gloo_group(store, o.rank, o.world, o); }));
 #endif
         });
     }
@@ -396,7 +420,8 @@ class Ranks {
     // Not every call of the store gives up by itself when the process that runs it hangs.
     template <class F> std::invoke_result_t<F, detail::ThroughStore&> through_store(F work) {
         if (!through_store_)
-            through_store_ = std::make_shared<detail::ThroughStore>(detail::ThroughStore{store_, rank(), size()});
+            through_store_ =
+                std::make_shared<detail::ThroughStore>(detail::ThroughStore{store_.shared(), rank(), size()});
         return detail::within(options_.timeout + std::chrono::seconds(1),
                               [work, shared = through_store_] { return work(*shared); });
     }
@@ -451,7 +476,7 @@ class Ranks {
     }
 
     RanksOptions options_;
-    c10::intrusive_ptr<c10d::Store> store_;
+    detail::HeldStore store_; // before those that use it
     std::function<void(std::vector<at::Tensor>&, const at::Tensor&)> all_gather_;
     std::function<void(at::Tensor&, at::Tensor&, std::vector<std::int64_t>, std::vector<std::int64_t>)> all_to_all_;
     std::shared_ptr<detail::ThroughStore> through_store_;

@@ -431,7 +431,7 @@ template <class Value> class Front {
         }
     }
 
-    c10::intrusive_ptr<c10d::Store> store_;
+    detail::HeldStore store_; // before the links
     ServeOptions options_;
     std::vector<Remote> shards_;
     std::vector<index_t> first_;
