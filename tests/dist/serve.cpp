@@ -152,6 +152,53 @@ template <bool dies, bool degraded> void loses(const RanksOptions& ranks) {
     }
 }
 
+// The process that runs the store hangs (or dies), which is rank 0 here, and rank 4 the front. Over Gloo the shards
+// that are there go on, also when one of them is lost; through the store nobody answers. All of it in time.
+template <bool dies> void loses_store(const RanksOptions& ranks) {
+    ServeOptions options = service(ranks, true);
+    options.timeout = 600ms;
+    const auto store = meet(ranks, false);
+    if (ranks.rank == 0) {
+        const std::string own = std::to_string(::getpid());
+        store->set("pid", std::vector<std::uint8_t>(own.begin(), own.end()));
+        for (;;) ::pause();
+    }
+    if (ranks.rank < 4) {
+        struct Lost {
+            index_t k = kFound, shard = 0;
+            mutable int questions = 0;
+            Hits retrieve(const TokenStore<>& entries, Rows queries) const {
+                if (shard == 1 && ++questions == 4) std::_Exit(0);
+                return Exact<L2>{k}.retrieve(entries, queries);
+            }
+        };
+        const index_t s = ranks.rank - 1;
+        const std::string error =
+            error_of([&] { serve_shard(store, options, s, Shard<TokenStore<>>({entries_of(s)}), Lost{.shard = s}); });
+        require(error.empty() != ranks.through_store, "an error where the store is needed, got '" + error + "'");
+        return;
+    }
+    const TokenStore<> whole = entries_of(-1);
+    const auto begin = std::chrono::steady_clock::now();
+    {
+        Front<std::int32_t> front(store, options);
+        const auto pid = store->get("pid");
+        for (unsigned i = 0; i < 8; ++i) {
+            const Matrix queries = random_rows(5, i);
+            if (i == 2)
+                require(::kill(std::stoi(std::string(pid.begin(), pid.end())), dies ? SIGKILL : SIGSTOP) == 0,
+                        "the store's process");
+            const auto start = std::chrono::steady_clock::now();
+            const auto got = front.search(queries);
+            require(std::chrono::steady_clock::now() - start < 3 * options.timeout + 500ms, "an answer in time");
+            const std::size_t lost = i < 2 ? 0 : ranks.through_store ? 3 : i < 3 ? 0 : 1;
+            require(got.lost.size() == lost, text(lost, " shards to be lost, got ", got.lost.size()));
+            require_right(got, whole, queries);
+        }
+    }
+    require(std::chrono::steady_clock::now() - begin < 10 * options.timeout, "an end in time");
+}
+
 // Slow shards: batches wait in the queue, more at the door, and those behind are turned away in time.
 void waits(const RanksOptions& ranks) {
     ServeOptions options = service(ranks);
@@ -240,14 +287,16 @@ int main() {
     bool passed = true;
     for (const bool through_store : {false, true}) {
         if (!through_store && !Ranks::has_gloo) continue; // no headers of Gloo
-        const auto run = [&](const char* what, auto work, int lost = -1) {
-            passed = start(what, {4, through_store, 15s, 60s, lost}, work) && passed;
+        const auto run = [&](const char* what, auto work, int lost = -1, int world = 4) {
+            passed = start(what, {world, through_store, 15s, 60s, lost}, work) && passed;
         };
         run("a service answers", answers);
         run("a shard dies", loses<true, false>, 2);
         run("a shard dies, degraded", loses<true, true>, 2);
         run("a shard hangs", loses<false, false>, 2);
         run("a shard hangs, degraded", loses<false, true>, 2);
+        run("the store hangs", loses_store<false>, 0, 5);
+        run("the store dies", loses_store<true>, 0, 5);
         run("a full queue", waits);
         run("errors and refusals", refuses);
     }

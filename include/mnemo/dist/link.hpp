@@ -12,6 +12,7 @@
 #include <span>
 #include <string>
 #include <thread>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -31,9 +32,12 @@ class Link {
             RanksOptions client = options;
             client.store_runs_elsewhere = true;
             client.timeout = std::max(options.timeout, Milliseconds(5000)); // counted in whole seconds by some versions
-            store_ = detail::within(client.timeout + Milliseconds(500), [client] { return meet(client, false); });
-            store_->set(prefix() + std::to_string(side), std::vector<std::uint8_t>{1});
-            wait_for(prefix() + std::to_string(1 - side), options.timeout);
+            store_ = detail::within(options.timeout + Milliseconds(500), [client] { return meet(client, false); });
+            ask(options.timeout, [own = prefix() + std::to_string(side), other = prefix() + std::to_string(1 - side),
+                                  limit = options.timeout](c10d::Store& store) {
+                store.set(own, std::vector<std::uint8_t>{1});
+                wait_for(store, other, limit);
+            });
 #if MNEMO_GLOO
             if (!options.through_store)
                 group_ = detail::within(
@@ -63,7 +67,9 @@ class Link {
                 return;
             }
 #endif
-            detail::put_message(*store_, message(side_, sent_++), bytes.data(), bytes.size());
+            ask(timeout_,
+                [name = message(side_, sent_++), kept = std::vector<std::uint8_t>(bytes.begin(), bytes.end())](
+                    c10d::Store& store) { detail::put_message(store, name, kept.data(), kept.size()); });
         });
     }
     /// Returns when everything posted is on its way, and where it goes through the store, has been read.
@@ -72,16 +78,19 @@ class Link {
 #if MNEMO_GLOO
             if (group_) return drop_sent(0);
 #endif
-            if (sent_ > 0) wait_for(message(side_, sent_ - 1) + "/0", timeout_, false);
+            if (sent_ == 0) return;
+            ask(timeout_, [name = message(side_, sent_ - 1) + "/0", limit = timeout_](c10d::Store& store) {
+                wait_for(store, name, limit, false);
+            });
         });
     }
     /// The next message of the other side, when it is there within `timeout`.
     std::vector<std::uint8_t> receive(Milliseconds timeout) {
         std::vector<std::uint8_t> bytes;
         guarded("receiving", [&] {
-            const auto end = std::chrono::steady_clock::now() + timeout;
 #if MNEMO_GLOO
             if (group_) {
+                const auto end = std::chrono::steady_clock::now() + timeout;
                 at::Tensor size = at::empty({1}, at::kLong);
                 take(size, timeout);
                 const std::int64_t n = *size.data_ptr<std::int64_t>();
@@ -93,8 +102,10 @@ class Link {
                 return;
             }
 #endif
-            wait_for(message(1 - side_, received_) + "/0", left(end));
-            bytes = detail::take_message(*store_, message(1 - side_, received_++), true);
+            bytes = ask(timeout, [name = message(1 - side_, received_++), timeout](c10d::Store& store) {
+                wait_for(store, name + "/0", timeout);
+                return detail::take_message(store, name, true);
+            });
         });
         return bytes;
     }
@@ -109,11 +120,15 @@ class Link {
         return prefix() + std::to_string(side) + "/" + std::to_string(i);
     }
     std::string prefix() const { return "mnemo/link/" + name_ + "/"; }
+    // Not every call of the store gives up by itself when the process that runs it hangs; those that do are first.
+    template <class F> std::invoke_result_t<F, c10d::Store&> ask(Milliseconds limit, F work) {
+        return detail::within(limit + limit / 8, [store = store_, work = std::move(work)] { return work(*store); });
+    }
     // By asking again and again: a wait that is given up leaves a connection to the store that cannot be used.
-    void wait_for(const std::string& key, Milliseconds timeout, bool there = true) {
+    static void wait_for(c10d::Store& store, const std::string& key, Milliseconds timeout, bool there = true) {
         const auto start = std::chrono::steady_clock::now();
         std::chrono::microseconds pause(50);
-        while (store_->check({key}) != there) {
+        while (store.check({key}) != there) {
             if (std::chrono::steady_clock::now() - start > timeout) fail("no answer within ", timeout.count(), " ms");
             std::this_thread::sleep_for(pause);
             pause = std::min(2 * pause, std::chrono::microseconds(2000));

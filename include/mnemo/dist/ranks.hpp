@@ -73,8 +73,39 @@ struct RanksOptions {
     }
 };
 
+namespace detail {
+// Without the stack that LibTorch appends.
+inline std::string first_line(const std::exception& e) {
+    const std::string_view what(e.what());
+    return std::string(what.substr(0, std::min<std::size_t>(what.find('\n'), 300)));
+}
+// What `work` will return. It has a thread of its own, in which it goes on though nobody waits: so it must own what it
+// uses.
+template <class F> auto begin(F work) {
+    auto task = std::make_shared<std::packaged_task<std::invoke_result_t<F>()>>(std::move(work));
+    auto result = task->get_future();
+    std::thread([task] { (*task)(); }).detach();
+    return result;
+}
+// The same, or an Error after `limit`: not everything that waits for a peer gives up by itself.
+template <class F> auto within(std::chrono::milliseconds limit, F work) {
+    auto result = begin(std::move(work));
+    if (result.wait_for(limit) != std::future_status::ready) fail("not everybody came within ", limit.count(), " ms");
+    return result.get();
+}
+// The same, where every failure is an Error that begins with `what`.
+template <class F> auto in_time(const std::string& what, std::chrono::milliseconds limit, F work) {
+    try {
+        return within(limit, std::move(work));
+    } catch (const std::exception& e) {
+        fail(what, ": ", first_line(e));
+    }
+}
+} // namespace detail
+
 /// The store at which processes meet. Rank 0 runs it, unless it runs elsewhere; with `all` it waits for everybody. A
 /// process that leaves SIGPIPE at its default ignores it from now on: a peer that is gone is an Error, not the end.
+/// Error where nobody answers within the time-out.
 inline c10::intrusive_ptr<c10d::Store> meet(const RanksOptions& o, bool all = true) {
     if (const auto before = std::signal(SIGPIPE, SIG_IGN); before != SIG_DFL) std::signal(SIGPIPE, before);
     c10d::TCPStoreOptions meeting;
@@ -83,24 +114,15 @@ inline c10::intrusive_ptr<c10d::Store> meet(const RanksOptions& o, bool all = tr
     if (all) meeting.numWorkers = static_cast<std::size_t>(o.world);
     meeting.waitWorkers = all && !o.store_runs_elsewhere;
     meeting.timeout = o.timeout;
-    return c10::make_intrusive<c10d::TCPStore>(o.address, meeting);
+    // A little longer than it takes by itself, whose message says more.
+    return detail::in_time(text("meeting at ", o.address, ":", o.port), o.timeout + std::chrono::milliseconds(500),
+                           [where = o.address, meeting] {
+                               return c10::intrusive_ptr<c10d::Store>(
+                                   c10::make_intrusive<c10d::TCPStore>(where, meeting));
+                           });
 }
 
 namespace detail {
-// Without the stack that LibTorch appends.
-inline std::string first_line(const std::exception& e) {
-    const std::string_view what(e.what());
-    return std::string(what.substr(0, std::min<std::size_t>(what.find('\n'), 300)));
-}
-// What `work` returns, or an Error after `limit`: not everything that waits for a peer gives up by itself. `work` goes
-// on in its thread then, so it must own what it uses.
-template <class F> auto within(std::chrono::milliseconds limit, F work) {
-    auto task = std::make_shared<std::packaged_task<std::invoke_result_t<F>()>>(std::move(work));
-    auto result = task->get_future();
-    std::thread([task] { (*task)(); }).detach();
-    if (result.wait_for(limit) != std::future_status::ready) fail("not everybody came within ", limit.count(), " ms");
-    return result.get();
-}
 // A store that this process may run. Its thread ends only when it has read the message that it is reading: never, where
 // the sender hangs in the middle of it. After half a second it is left to itself.
 class HeldStore {
@@ -280,8 +302,7 @@ class Ranks {
             fail("ranks: expected a rank below ", o.world, ", got ", o.rank);
         if (o.world == 1) return;
         guarded("meeting", [&] {
-            // A little longer than each of its steps takes, whose messages say more.
-            store_ = detail::within(o.timeout + std::chrono::milliseconds(500), [o] { return meet(o); });
+            store_ = meet(o);
 #if MNEMO_GLOO
             if (o.through_store) return;
             use(detail::within(o.timeout + std::chrono::milliseconds(500),

@@ -118,7 +118,9 @@ void serve_shard(const c10::intrusive_ptr<c10d::Store>& store, const ServeOption
     entries.check();
     const index_t k = k_of(retriever), width = std::min(k, entries.size()), bytes = entries.value_bytes();
     // A name of its own each time: what an earlier process of this shard has left in the store is not seen.
-    const std::int64_t time = store->add(detail::counter_of(options, shard), 1);
+    const std::int64_t time =
+        detail::in_time(text("shard ", shard, " of ", options.name, ": the store"), options.silence(),
+                        [store, counter = detail::counter_of(options, shard)] { return store->add(counter, 1); });
     RanksOptions ranks = options.ranks;
     ranks.timeout = options.silence();
     Link link(ranks, detail::link_of(options, shard, time), 1);
@@ -199,7 +201,8 @@ template <class Value> class Front {
                 if (shards_[s].link) break;
                 if (std::chrono::steady_clock::now() > end)
                     fail("front of ", options_.name, ": shard ", s, " of ", shards_.size(), " did not come within ",
-                         options_.ranks.timeout.count(), " ms");
+                         options_.ranks.timeout.count(), " ms", shards_[s].reason.empty() ? "" : ": ",
+                         shards_[s].reason);
                 std::this_thread::sleep_for(std::chrono::milliseconds(2));
             }
         first_.assign(1, 0);
@@ -262,10 +265,32 @@ template <class Value> class Front {
     };
     const detail::ShardFacts& facts() const { return shards_.front().facts; }
 
+    // How often a process has come for shard s, as far as the store has said. One question at a time: where the store
+    // hangs, the first one waits, and nobody else until it is answered.
+    std::int64_t times_of(std::size_t s) {
+        if (!asked_.valid()) {
+            asked_for_ = s;
+            asked_ = detail::begin([store = store_.shared(), counter = detail::counter_of(options_, index_t(s))] {
+                return store->add(counter, 0);
+            });
+        }
+        Remote& remote = shards_[s];
+        if (asked_for_ != s) return remote.time;
+        const bool waits = !std::exchange(overdue_, true);
+        if (asked_.wait_for(waits ? options_.timeout : options_.timeout.zero()) != std::future_status::ready)
+            return remote.time;
+        overdue_ = false;
+        try {
+            return asked_.get();
+        } catch (const std::exception& e) { // it is gone: nobody comes any more, those that are here go on
+            if (remote.reason.empty()) remote.reason = detail::first_line(e);
+            return remote.time;
+        }
+    }
     // Takes in a process that has come for shard s; returns why one was refused.
     std::string join(std::size_t s) {
         Remote& remote = shards_[s];
-        const std::int64_t time = store_->add(detail::counter_of(options_, static_cast<index_t>(s)), 0);
+        const std::int64_t time = times_of(s);
         if (time == remote.time) return {};
         remote.time = time;
         try {
@@ -437,6 +462,9 @@ template <class Value> class Front {
     std::vector<index_t> first_;
     detail::ShardFacts model_;
     int known_ = 0;
+    std::future<std::int64_t> asked_; // of the store
+    std::size_t asked_for_ = 0;
+    bool overdue_ = false;
     std::int64_t searches_ = 0;
     detail::MergeHits merge_;
     mutable std::mutex mutex_;
