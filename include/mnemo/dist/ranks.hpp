@@ -81,7 +81,7 @@ inline std::string first_line(const std::exception& e) {
 }
 // What `work` will return. It has a thread of its own, in which it goes on though nobody waits: so it must own what it
 // uses.
-template <class F> auto begin(F work) {
+template <class F> auto aside(F work) {
     auto task = std::make_shared<std::packaged_task<std::invoke_result_t<F>()>>(std::move(work));
     auto result = task->get_future();
     std::thread([task] { (*task)(); }).detach();
@@ -89,7 +89,7 @@ template <class F> auto begin(F work) {
 }
 // The same, or an Error after `limit`: not everything that waits for a peer gives up by itself.
 template <class F> auto within(std::chrono::milliseconds limit, F work) {
-    auto result = begin(std::move(work));
+    auto result = aside(std::move(work));
     if (result.wait_for(limit) != std::future_status::ready) fail("not everybody came within ", limit.count(), " ms");
     return result.get();
 }

@@ -196,14 +196,11 @@ template <class Value> class Front {
         const auto end = std::chrono::steady_clock::now() + options_.ranks.timeout;
         for (std::size_t s = 0; s < shards_.size(); ++s)
             while (!shards_[s].link) {
-                const std::string refused = join(s);
-                if (!refused.empty()) fail(refused);
-                if (shards_[s].link) break;
-                if (std::chrono::steady_clock::now() > end)
+                if (take_in(s, end)) fail("front of ", options_.name, ": shard ", s, " ", shards_[s].reason);
+                if (!shards_[s].link && std::chrono::steady_clock::now() > end)
                     fail("front of ", options_.name, ": shard ", s, " of ", shards_.size(), " did not come within ",
                          options_.ranks.timeout.count(), " ms", shards_[s].reason.empty() ? "" : ": ",
                          shards_[s].reason);
-                std::this_thread::sleep_for(std::chrono::milliseconds(2));
             }
         first_.assign(1, 0);
         for (const Remote& r : shards_) first_.push_back(first_.back() + r.facts.entries);
@@ -219,6 +216,10 @@ template <class Value> class Front {
         }
         changed_.notify_all();
         worker_.join();
+        // Who is just being taken in is not left to the next front; a store that hangs is not waited for.
+        alive_.reset();
+        for (Remote& r : shards_)
+            if (r.coming.valid()) r.coming.wait_for(2 * options_.timeout);
     }
 
     index_t key_dim() const { return facts().key_dim; }
@@ -253,11 +254,20 @@ template <class Value> class Front {
     }
 
   private:
+    // A process that has come for a shard.
+    struct Coming {
+        std::int64_t time = 0;      // how often one has come
+        std::unique_ptr<Link> link; // none: it is gone again, or does not fit
+        detail::ShardFacts facts;
+        std::string reason;
+        bool fits = true;
+    };
     struct Remote {
         std::unique_ptr<Link> link; // none: lost
         detail::ShardFacts facts;
-        std::int64_t time = 0; // how often a process has come for this shard, as far as it was seen
-        std::string reason;    // of the loss
+        std::int64_t time = 0;      // of the last one that came
+        std::string reason;         // of the loss
+        std::future<Coming> coming; // the next one
     };
     struct Job {
         Matrix queries;
@@ -265,61 +275,62 @@ template <class Value> class Front {
     };
     const detail::ShardFacts& facts() const { return shards_.front().facts; }
 
-    // How often a process has come for shard s, as far as the store has said. One question at a time: where the store
-    // hangs, the first one waits, and nobody else until it is answered.
-    std::int64_t times_of(std::size_t s) {
-        if (!asked_.valid()) {
-            asked_for_ = s;
-            asked_ = detail::begin([store = store_.shared(), counter = detail::counter_of(options_, index_t(s))] {
-                return store->add(counter, 0);
-            });
-        }
-        Remote& remote = shards_[s];
-        if (asked_for_ != s) return remote.time;
-        const bool waits = !std::exchange(overdue_, true);
-        if (asked_.wait_for(waits ? options_.timeout : options_.timeout.zero()) != std::future_status::ready)
-            return remote.time;
-        overdue_ = false;
-        try {
-            return asked_.get();
-        } catch (const std::exception& e) { // it is gone: nobody comes any more, those that are here go on
-            if (remote.reason.empty()) remote.reason = detail::first_line(e);
-            return remote.time;
-        }
-    }
-    // Takes in a process that has come for shard s; returns why one was refused.
-    std::string join(std::size_t s) {
-        Remote& remote = shards_[s];
-        const std::int64_t time = times_of(s);
-        if (time == remote.time) return {};
-        remote.time = time;
-        try {
-            RanksOptions ranks = options_.ranks;
-            ranks.timeout = options_.timeout;
-            auto link = std::make_unique<Link>(ranks, detail::link_of(options_, static_cast<index_t>(s), time), 0);
-            detail::Message hello(link->receive(options_.timeout));
-            detail::ShardFacts facts;
-            facts.read(hello);
-            std::string refused;
-            if (known_ > 0) refused = facts.difference(model_);
-            if (refused.empty() && remote.facts.key_dim != 0 && facts.entries != remote.facts.entries)
-                refused = text("entries: expected ", remote.facts.entries, " as before, got ", facts.entries);
-            if (!refused.empty()) {
+    // Waits for the next process that comes for shard s and hears what it has to say. This is done aside: no answer
+    // waits for a shard that hangs while it comes, nor for the store.
+    std::future<Coming> await(std::size_t s) const {
+        return detail::aside([store = store_.shared(), options = options_, alive = std::weak_ptr<const int>(alive_), s,
+                              last = shards_[s].time, model = shards_.front().facts, before = shards_[s].facts] {
+            const auto shard = static_cast<index_t>(s);
+            Coming out;
+            const auto pause = std::chrono::milliseconds(2);
+            try {
+                while ((out.time = store->add(detail::counter_of(options, shard), 0)) == last) {
+                    if (alive.expired()) return out;
+                    std::this_thread::sleep_for(pause);
+                }
+            } catch (const std::exception& e) { // the store is gone: nobody comes any more
+                std::this_thread::sleep_for(pause);
+                out.time = last, out.reason = detail::first_line(e);
+                return out;
+            }
+            try {
+                RanksOptions ranks = options.ranks;
+                ranks.timeout = options.timeout;
+                auto link = std::make_unique<Link>(ranks, detail::link_of(options, shard, out.time), 0);
+                detail::Message hello(link->receive(options.timeout));
+                out.facts.read(hello);
+                std::string refused;
+                if (model.key_dim != 0) refused = out.facts.difference(model);
+                if (refused.empty() && before.key_dim != 0 && out.facts.entries != before.entries)
+                    refused = text("entries: expected ", before.entries, " as before, got ", out.facts.entries);
+                if (refused.empty()) {
+                    out.link = std::move(link);
+                    return out;
+                }
+                out.fits = false;
+                out.reason = "does not fit: " + refused;
                 detail::Message no;
                 no.put(detail::refuse);
                 no.put(refused);
                 link->post(no.bytes);
                 link->flush();
-                remote.reason = "one that does not fit came: " + refused;
-                return text("front of ", options_.name, ": shard ", s, " does not fit: ", refused);
+            } catch (const std::exception& e) { // it is gone again
+                if (out.fits) out.reason = e.what();
             }
-            if (known_++ == 0) model_ = facts;
-            remote.facts = facts;
-            remote.link = std::move(link);
-        } catch (const Error& e) { // it is gone again
-            remote.reason = e.what();
-        }
-        return {};
+            return out;
+        });
+    }
+    // Takes in the process that comes for shard s until `end`; returns whether one came that does not fit.
+    bool take_in(std::size_t s, std::chrono::steady_clock::time_point end) {
+        Remote& remote = shards_[s];
+        if (!remote.coming.valid()) remote.coming = await(s);
+        if (remote.coming.wait_until(end) != std::future_status::ready) return false;
+        Coming came = remote.coming.get();
+        const bool new_one = std::exchange(remote.time, came.time) != came.time;
+        if (!came.reason.empty() && (new_one || remote.reason.empty())) remote.reason = std::move(came.reason);
+        if (came.link && remote.facts.key_dim == 0) remote.facts = came.facts; // others have the same
+        if (came.link) remote.link = std::move(came.link);
+        return !came.fits;
     }
     void lose(std::size_t s, std::string reason) {
         shards_[s].link.reset();
@@ -341,11 +352,8 @@ template <class Value> class Front {
                 }
             }
             changed_.notify_all();
-            for (std::size_t s = 0; s < shards_.size(); ++s) { // one at a time: each may take its time
-                const std::int64_t before = shards_[s].time;
-                if (!shards_[s].link) join(s);
-                if (shards_[s].time != before) break;
-            }
+            for (std::size_t s = 0; s < shards_.size(); ++s)
+                if (!shards_[s].link) take_in(s, std::chrono::steady_clock::now());
             if (jobs.empty())
                 say(detail::ping);
             else
@@ -460,11 +468,7 @@ template <class Value> class Front {
     ServeOptions options_;
     std::vector<Remote> shards_;
     std::vector<index_t> first_;
-    detail::ShardFacts model_;
-    int known_ = 0;
-    std::future<std::int64_t> asked_; // of the store
-    std::size_t asked_for_ = 0;
-    bool overdue_ = false;
+    std::shared_ptr<const int> alive_ = std::make_shared<const int>(0); // those who wait for shards look at it
     std::int64_t searches_ = 0;
     detail::MergeHits merge_;
     mutable std::mutex mutex_;
