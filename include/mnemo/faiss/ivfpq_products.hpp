@@ -5,10 +5,13 @@
 #include <mnemo/core/huge_pages.hpp>
 #include <mnemo/faiss/index.hpp>
 #include <mnemo/kernels/filter.hpp>
+#include <mnemo/retrieve/exact.hpp>
 
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <faiss/IndexFlat.h>
+#include <functional>
 #include <memory>
 #include <utility>
 
@@ -24,7 +27,7 @@ namespace mnemo {
 /// q.r is far less than what the codes have lost, but neighbours at nearly the same distance may change places with
 /// those of FaissIndex, which sums FAISS's own tables. It pays from some 8 queries a list on; for a few queries take
 /// FaissIndex. nprobe is the index's; 4 bytes a code are kept beside it. Scores are negated distances. The result does
-/// not depend on the executor; on the batch as far as FAISS's search for lists does.
+/// not depend on the executor, where FAISS searches its centroids by brute force (IndexFlat).
 template <Executor X = Serial> class IvfPqProducts {
   public:
     index_t k = 1024;
@@ -136,13 +139,7 @@ template <Executor X = Serial> class IvfPqProducts {
             }
             near = arena.take<float>(size(rows.rows) * probes);
             lists = arena.take<index_t>(size(rows.rows) * probes);
-            {
-                const detail::OmpThreads omp(static_cast<int>(threads)); // one call: its sums depend on the batch
-                detail::with_faiss("IvfPqProducts", [&] {
-                    ivf.quantizer->search(queries.rows, queries.data, static_cast<index_t>(probes), near.data(),
-                                          lists.data());
-                });
-            }
+            find_near(threads);
             zeros = arena.take<float>(size(rows.cols));
             std::fill(zeros.begin(), zeros.end(), 0.0f);
             each = arena.take<Thread>(size(threads));
@@ -172,6 +169,35 @@ template <Executor X = Serial> class IvfPqProducts {
         }
 
       private:
+        struct Centroids { // as a store, to search in
+            using value_type = std::int32_t;
+            Rows rows;
+            index_t key_dim() const { return rows.cols; }
+            index_t size() const { return rows.rows; }
+            std::int32_t value(index_t) const { return 0; }
+            Rows keys() const { return rows; }
+        };
+        // By exact search among centroids that lie side by side: the sums of FAISS's come from its BLAS, and with some
+        // they depend on the number of threads. Other ways to the lists are FAISS's own.
+        void find_near(index_t threads) {
+            const auto* flat = dynamic_cast<const ::faiss::IndexFlat*>(ivf.quantizer);
+            if (!flat || flat->metric_type != ::faiss::METRIC_L2) {
+                const detail::OmpThreads omp(static_cast<int>(threads)); // one call: its sums depend on the batch
+                return detail::with_faiss("IvfPqProducts", [&] {
+                    ivf.quantizer->search(queries.rows, queries.data, static_cast<index_t>(probes), near.data(),
+                                          lists.data());
+                });
+            }
+            const Hits found = Exact<L2, X>{static_cast<index_t>(probes), of.executor}.retrieve(
+                Centroids{Rows(flat->get_xb(), flat->ntotal, queries.cols)}, queries);
+            std::ranges::fill(lists, -1);
+            for (index_t q = 0; q < queries.rows; ++q) {
+                const std::size_t first = size(q) * probes;
+                std::ranges::copy(found.ids(q), lists.begin() + first);
+                std::ranges::transform(found.scores(q), near.begin() + first, std::negate<>());
+            }
+        }
+
         static constexpr index_t kMostRows = 2048; // queries that share the decoding
         static std::size_t size(index_t n) { return static_cast<std::size_t>(n); }
 
