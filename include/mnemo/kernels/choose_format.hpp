@@ -24,7 +24,8 @@ FilterFormat choose_format(Filter<MetricT>& filter, Rows queries, MatrixView<con
     const std::size_t n = std::min({most_queries, static_cast<std::size_t>(queries.rows), buffers.size()});
     const std::size_t k = std::max<std::size_t>(buffers.front().k / static_cast<std::size_t>(step), 1);
     std::array<Candidates, most_queries> c;
-    std::size_t least = 2 * candidates_a_k * k * n; // as float32 would cost
+    // As float32 would cost: to score one key in 32 again is little beside what integers save.
+    std::size_t least = std::max(2 * candidates_a_k * k, static_cast<std::size_t>(rows) / 32) * n;
     for (const FilterFormat format : {FilterFormat::int8, FilterFormat::rotated_int8, FilterFormat::bfloat16}) {
         if (format == FilterFormat::bfloat16 && simd_level() < SimdLevel::avx512_bf16) break;
         for (std::size_t q = 0; q < n; ++q) {
