@@ -85,9 +85,10 @@ jobs=$((memory < 1 ? 1 : memory < cores ? memory : cores))
 command -v ccache >/dev/null && configure+=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 # The programs use every core unless told otherwise; LibTorch 1.13 would take one.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$cores}
+log=build/bootstrap.log
+mkdir -p build
 # OpenBLAS multiplies without AVX where it does not know the processor, as Debian 12's does not know Intel's of 2023.
 if [ -z "${OPENBLAS_CORETYPE:-}" ] && grep -qm1 '^flags.* avx2 ' /proc/cpuinfo; then
-    mkdir -p build
     core=$(echo 'char* openblas_get_corename(void); int puts(const char*); int main() { puts(openblas_get_corename()); }' |
         gcc -x c - -o build/openblas_core -lopenblas 2>/dev/null && build/openblas_core || true)
     if [ "$core" = Prescott ]; then
@@ -95,8 +96,6 @@ if [ -z "${OPENBLAS_CORETYPE:-}" ] && grep -qm1 '^flags.* avx2 ' /proc/cpuinfo; 
         export OPENBLAS_CORETYPE
     fi
 fi
-log=build/bootstrap.log
-mkdir -p build
 step() { "$@" >"$log" 2>&1 || { tail -n 40 "$log"; die "failed: $* (all of its output is in $log)"; }; }
 if [ "$what" = demo ]; then
     say "Building the demo with LibTorch from $torch_from ($jobs jobs)"

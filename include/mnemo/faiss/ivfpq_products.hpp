@@ -27,7 +27,8 @@ namespace mnemo {
 /// q.r is far less than what the codes have lost, but neighbours at nearly the same distance may change places with
 /// those of FaissIndex, which sums FAISS's own tables. It pays from some 8 queries a list on; for a few queries take
 /// FaissIndex. nprobe is the index's; 4 bytes a code are kept beside it. Scores are negated distances. The result does
-/// not depend on the executor, where FAISS searches its centroids by brute force (IndexFlat).
+/// not depend on the executor where the centroids lie in an IndexFlat, as they do unless asked otherwise; else on the
+/// executor and the batch as far as FAISS's search for lists does.
 template <Executor X = Serial> class IvfPqProducts {
   public:
     index_t k = 1024;
@@ -131,15 +132,9 @@ template <Executor X = Serial> class IvfPqProducts {
             Arena& arena = hits.scratch();
             arena.reset();
             const std::size_t pairs = size(block_rows) * probes;
-            if (rows.stride != rows.cols) { // FAISS wants rows that follow each other
-                const auto copy = arena.take<float>(size(rows.rows * rows.cols));
-                for (index_t i = 0; i < rows.rows; ++i)
-                    std::copy(rows[i].begin(), rows[i].end(), copy.begin() + i * rows.cols);
-                queries = Rows(copy.data(), rows.rows, rows.cols);
-            }
             near = arena.take<float>(size(rows.rows) * probes);
             lists = arena.take<index_t>(size(rows.rows) * probes);
-            find_near(threads);
+            find_near(arena, threads);
             zeros = arena.take<float>(size(rows.cols));
             std::fill(zeros.begin(), zeros.end(), 0.0f);
             each = arena.take<Thread>(size(threads));
@@ -179,9 +174,15 @@ template <Executor X = Serial> class IvfPqProducts {
         };
         // By exact search among centroids that lie side by side: the sums of FAISS's come from its BLAS, and with some
         // they depend on the number of threads. Other ways to the lists are FAISS's own.
-        void find_near(index_t threads) {
+        void find_near(Arena& arena, index_t threads) {
             const auto* flat = dynamic_cast<const ::faiss::IndexFlat*>(ivf.quantizer);
             if (!flat || flat->metric_type != ::faiss::METRIC_L2) {
+                if (queries.stride != queries.cols) { // FAISS wants rows that follow each other
+                    const auto copy = arena.take<float>(size(queries.rows * queries.cols));
+                    for (index_t i = 0; i < queries.rows; ++i)
+                        std::copy(queries[i].begin(), queries[i].end(), copy.begin() + i * queries.cols);
+                    queries = Rows(copy.data(), queries.rows, queries.cols);
+                }
                 const detail::OmpThreads omp(static_cast<int>(threads)); // one call: its sums depend on the batch
                 return detail::with_faiss("IvfPqProducts", [&] {
                     ivf.quantizer->search(queries.rows, queries.data, static_cast<index_t>(probes), near.data(),
