@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+#include "normal_rows.hpp"
 #include <catch.hpp>
 #include <mnemo/combine/gated_attention.hpp>
 #include <mnemo/kernels/cpu.hpp>
@@ -12,14 +13,6 @@
 using namespace mnemo;
 
 namespace {
-
-Matrix noise(index_t rows, index_t cols, unsigned seed, float spread = 1) {
-    std::mt19937 random(seed);
-    std::normal_distribution<float> normal(0, spread);
-    Matrix m(rows, cols);
-    for (float& x : m.data) x = normal(random);
-    return m;
-}
 
 // The formula, written out in double over gathered copies.
 std::vector<double> composed(const ChunkRing<half>& ring, const HeadHits& hits, Rows queries, Rows local,
@@ -69,9 +62,9 @@ struct Case {
     Arena scratch;
 
     Case(index_t d, index_t chunk, index_t stored, index_t k)
-        : ring({.heads = 3, .head_dim = d, .chunk = chunk, .memory_tokens = 8 * chunk}), queries(noise(5, 3 * d, 1)),
-          local(noise(5, 3 * d, 2)), gates{0.25f, 0.999f, 0.5f} {
-        ring.append(noise(stored, 3 * d, 3), noise(stored, 3 * d, 4));
+        : ring({.heads = 3, .head_dim = d, .chunk = chunk, .memory_tokens = 8 * chunk}),
+          queries(normal_rows(5, 3 * d, 1)), local(normal_rows(5, 3 * d, 2)), gates{0.25f, 0.999f, 0.5f} {
+        ring.append(normal_rows(stored, 3 * d, 3), normal_rows(stored, 3 * d, 4));
         hits = PerHead{Exact<InnerProduct>{.k = k}}.retrieve(ring, queries);
     }
     Reading<Rows, HeadHits, ChunkRing<half>> reading(const Rows& rows) { return {rows, hits, ring, scratch}; }
@@ -102,7 +95,7 @@ TEST_CASE("gated attention is the formula, forward") {
 TEST_CASE("gated attention's gradients are those of finite differences") {
     const index_t filled = GENERATE(0, 6);
     Case c(6, 2, 11, 3);
-    const Matrix go = noise(5, 18, 9);
+    const Matrix go = normal_rows(5, 18, 9);
     const auto objective = [&] {
         const auto out = composed(c.ring, c.hits, c.queries, c.local, c.gates, filled);
         double sum = 0;
@@ -150,11 +143,11 @@ TEST_CASE("an empty memory leaves local attention as it is") {
 
 TEMPLATE_TEST_CASE("weighted sums of rows give the same bits on every instruction set", "", float, half, bfloat16) {
     for (const index_t d : {1, 7, 8, 16, 31, 64, 100}) {
-        const Matrix floats = noise(9, d, 5);
+        const Matrix floats = normal_rows(9, d, 5);
         std::vector<TestType> stored(floats.data.size());
         convert(std::span<const float>(floats.data), std::span<TestType>(stored));
         const std::vector<index_t> ids = {8, 0, 3, 3, 5, 1, 7};
-        const Matrix weights = noise(1, 7, 6);
+        const Matrix weights = normal_rows(1, 7, 6);
         const MatrixView<const TestType> rows(stored.data(), 9, d);
         std::vector<float> expected(static_cast<std::size_t>(d), 1.0f);
         const SimdLevel before = use_simd_level(SimdLevel::plain);

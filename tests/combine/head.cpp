@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+#include "normal_rows.hpp"
 #include <catch.hpp>
 #include <mnemo/combine/head.hpp>
 #include <mnemo/combine/interpolate.hpp>
@@ -14,26 +15,11 @@
 
 using namespace mnemo;
 
-namespace {
-
-Matrix random_matrix(index_t rows, index_t cols, unsigned seed, float scale = 1) {
-    std::mt19937 random(seed);
-    std::normal_distribution<float> normal(0, scale);
-    Matrix m(rows, cols);
-    for (float& x : m.data) x = normal(random);
-    return m;
-}
-double total(std::span<const float> log_p) {
-    double sum = 0;
-    for (const float x : log_p) sum += std::exp(double{x});
-    return sum;
-}
-
-} // namespace
+namespace {} // namespace
 
 TEST_CASE("the head in one pass is the head row by row, for any number of rows and any type") {
     for (const index_t rows : {1, 2, 3, 5, 9}) {
-        const Matrix states = random_matrix(rows, 70, 1), output = random_matrix(611, 70, 2);
+        const Matrix states = normal_rows(rows, 70, 1), output = normal_rows(611, 70, 2);
         std::vector<bfloat16> small(output.data.size());
         convert(std::span<const float>(output.data), std::span(small));
         const KeyRows both[] = {KeyRows(output), MatrixView<const bfloat16>(small.data(), 611, 70)};
@@ -51,7 +37,7 @@ TEST_CASE("the fused best token is the best of the written mixture") {
     int changed = 0;
     for (unsigned seed = 0; seed < 200; ++seed) {
         const auto vocab = static_cast<index_t>(1 + seed % 150);
-        const Matrix a = random_matrix(1, vocab, seed, 3), b = random_matrix(1, vocab, seed + 1000, 3);
+        const Matrix a = normal_rows(1, vocab, seed, 3), b = normal_rows(1, vocab, seed + 1000, 3);
         for (const float lambda : {0.0f, 1e-6f, 0.1f, 0.5f, 0.9f, 1.0f}) {
             Matrix mixed = a, other = b;
             mix_logits(mixed[0], other[0], lambda);
@@ -77,10 +63,10 @@ TEST_CASE("impossible tokens are never best, and ties go to the lowest") {
 
 TEST_CASE("a low-rank memory with a head composes with the combiner of all memories") {
     const index_t d = 24, vocab = 50, rows = 3;
-    const Matrix output = random_matrix(vocab, d, 3), states = random_matrix(rows, d, 4);
-    const LowRankMap map(random_matrix(5, d, 5), random_matrix(d, 5, 6), 0.2f);
-    HeadEvidence evidence{{random_matrix(1, d, 7).data, random_matrix(1, d, 8).data}, output};
-    Matrix base = random_matrix(rows, vocab, 9, 2);
+    const Matrix output = normal_rows(vocab, d, 3), states = normal_rows(rows, d, 4);
+    const LowRankMap map(normal_rows(5, d, 5), normal_rows(d, 5, 6), 0.2f);
+    HeadEvidence evidence{{normal_rows(1, d, 7).data, normal_rows(1, d, 8).data}, output};
+    Matrix base = normal_rows(rows, vocab, 9, 2);
 
     // In double, as it stands in the paper.
     std::vector<std::vector<double>> memory_p;

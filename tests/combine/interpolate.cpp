@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "toy_store.hpp"
 
+#include "normal_rows.hpp"
 #include <catch.hpp>
 #include <mnemo/combine/interpolate.hpp>
 
@@ -24,11 +25,6 @@ Matrix random_logits(index_t rows, index_t cols, unsigned seed) {
 Matrix log_softmaxed(Matrix m) {
     for (index_t i = 0; i < m.rows; ++i) log_softmax(m[i]);
     return m;
-}
-double total(std::span<const float> log_p) {
-    double sum = 0;
-    for (const float x : log_p) sum += std::exp(double{x});
-    return sum;
 }
 double probability(const std::map<std::int32_t, double>& p, std::int32_t token) {
     const auto found = p.find(token);
@@ -286,7 +282,7 @@ struct Decoding {
     MutRows log_probs;
     std::span<const index_t> position;
 };
-struct Falling {
+struct FallingEvidence {
     float operator()(const Decoding& d, index_t row) const {
         return 1.0f / static_cast<float>(1 + d.position[static_cast<std::size_t>(row)]);
     }
@@ -307,7 +303,7 @@ TEST_CASE("a head over recalled vectors and a schedule fit the same combiner") {
     Matrix combined = base;
     const std::vector<index_t> position{0, 1, 7};
     Decoding decoding{combined, position};
-    Interpolate<Head, Falling>{head, {}}.combine(decoding, reading);
+    Interpolate<Head, FallingEvidence>{head, {}}.combine(decoding, reading);
     for (index_t row = 0; row < 3; ++row) {
         std::vector<float> memory(kVocab);
         head.log_probs(reading, row, memory);

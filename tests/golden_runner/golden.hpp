@@ -250,19 +250,16 @@ inline std::string bad_file_failure(const std::filesystem::path& folder, const n
 } // namespace golden
 
 /// BAD_FILES("kind") { ... } reads one file of that kind; `file` and `entry` are its arguments, it returns an object.
-#define BAD_FILES(kind)                                                                                                \
-    static nlohmann::json MNEMO_GOLDEN_JOIN(bad_files_, __LINE__)(const std::filesystem::path&,                        \
-                                                                  const nlohmann::json&);                              \
-    static const golden::RegisterReader MNEMO_GOLDEN_JOIN(bad_files_register_,                                         \
-                                                          __LINE__){kind, MNEMO_GOLDEN_JOIN(bad_files_, __LINE__)};    \
-    static nlohmann::json MNEMO_GOLDEN_JOIN(bad_files_, __LINE__)([[maybe_unused]] const std::filesystem::path& file,  \
-                                                                  [[maybe_unused]] const nlohmann::json& entry)
-#define MNEMO_GOLDEN_JOIN_(a, b) a##b
-#define MNEMO_GOLDEN_JOIN(a, b) MNEMO_GOLDEN_JOIN_(a, b)
+#define BAD_FILES(kind) MNEMO_GOLDEN_NUMBERED(MNEMO_BAD_FILES, kind, __COUNTER__)
 /// GOLDEN("topic.kind") { ... } is the handler of all fixtures of that case; `fixture` and `check` are its arguments.
-#define GOLDEN(case_name)                                                                                              \
-    static void MNEMO_GOLDEN_JOIN(golden_handler_, __LINE__)(const golden::Fixture& fixture, golden::Check& check);    \
-    static const golden::Register MNEMO_GOLDEN_JOIN(golden_register_, __LINE__){                                       \
-        case_name, MNEMO_GOLDEN_JOIN(golden_handler_, __LINE__)};                                                      \
-    static void MNEMO_GOLDEN_JOIN(golden_handler_, __LINE__)([[maybe_unused]] const golden::Fixture& fixture,          \
-                                                             golden::Check& check)
+#define GOLDEN(case_name) MNEMO_GOLDEN_NUMBERED(MNEMO_GOLDEN_HANDLER, case_name, __COUNTER__)
+#define MNEMO_GOLDEN_NUMBERED(macro, name, number) macro(name, number)
+#define MNEMO_BAD_FILES(kind, n)                                                                                       \
+    static nlohmann::json bad_files_##n(const std::filesystem::path&, const nlohmann::json&);                          \
+    static const golden::RegisterReader bad_files_register_##n{kind, bad_files_##n};                                   \
+    static nlohmann::json bad_files_##n([[maybe_unused]] const std::filesystem::path& file,                            \
+                                        [[maybe_unused]] const nlohmann::json& entry)
+#define MNEMO_GOLDEN_HANDLER(case_name, n)                                                                             \
+    static void golden_handler_##n(const golden::Fixture& fixture, golden::Check& check);                              \
+    static const golden::Register golden_register_##n{case_name, golden_handler_##n};                                  \
+    static void golden_handler_##n([[maybe_unused]] const golden::Fixture& fixture, golden::Check& check)

@@ -14,11 +14,6 @@ using namespace mnemo;
 
 namespace {
 
-bool has(const std::string& message, const std::string& part) {
-    UNSCOPED_INFO("message: " << message);
-    return message.find(part) != std::string::npos;
-}
-
 /// Rows whose numbers float16 and bfloat16 hold exactly, so that what comes back can be compared with ==.
 struct Data {
     Matrix keys;

@@ -2,6 +2,8 @@
 #pragma once
 
 // What the tests of files share.
+#include "../catch.hpp"
+#include "../error_of.hpp"
 #include "../folder.hpp"
 
 #include <nlohmann/json.hpp>
@@ -12,14 +14,10 @@
 #include <string>
 #include <vector>
 
-/// The message of the Error that `f` throws; empty if it throws none.
-std::string error_of(auto&& f) {
-    try {
-        f();
-    } catch (const mnemo::Error& e) {
-        return e.what();
-    }
-    return {};
+/// Whether a message has `part`, which is shown if a check fails.
+inline bool has(const std::string& message, const std::string& part) {
+    UNSCOPED_INFO("message: " << message);
+    return message.find(part) != std::string::npos;
 }
 
 inline std::string golden(const std::string& name) { return MNEMO_GOLDEN "/" + name; }

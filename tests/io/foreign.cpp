@@ -11,10 +11,6 @@ using namespace mnemo;
 
 namespace {
 
-bool has(const std::string& message, const std::string& part) {
-    UNSCOPED_INFO("message: " << message);
-    return message.find(part) != std::string::npos;
-}
 template <class T> void write_raw(const std::string& path, const std::vector<T>& values) {
     atomic_write(path, bytes_of(std::span<const T>(values)));
 }

@@ -11,10 +11,6 @@ namespace {
 enum class Fruit { apple, pear };
 constexpr std::string_view name(Fruit f) { return f == Fruit::apple ? "apple" : "pear"; }
 
-bool has(const std::string& message, const std::string& part) {
-    UNSCOPED_INFO("message: " << message);
-    return message.find(part) != std::string::npos;
-}
 std::string error(const std::string& source) {
     return error_of([&] { parse_json(source, "here.json"); });
 }

@@ -8,7 +8,7 @@
 using namespace mnemo;
 
 namespace {
-Matrix counting(index_t rows, index_t cols, index_t first = 0) {
+Matrix counting_rows(index_t rows, index_t cols, index_t first = 0) {
     Matrix m(rows, cols);
     for (index_t i = 0; i < rows; ++i)
         for (float& x : m[i]) x = static_cast<float>(first + i);
@@ -21,7 +21,7 @@ TEST_CASE("a knowledge base is written in the order of its ids and read back in 
     const std::string folder = scratch.path();
     KnowledgeStore store(3, 2, 2);
     const std::vector<std::uint16_t> documents = {1, 2, 3, 0, 5, 6};
-    store.append(counting(3, 3), counting(3, 2, 10), "all", {documents.data(), 3, 2});
+    store.append(counting_rows(3, 3), counting_rows(3, 2, 10), "all", {documents.data(), 3, 2});
     const std::vector<float> key = {7, 7, 7}, value = {8, 8};
     store.replace(0, key, value, std::span(documents).first(2));
     store.erase(1);

@@ -15,7 +15,7 @@ using namespace mnemo;
 
 namespace {
 
-Matrix random_rows(index_t rows, index_t d, unsigned seed) {
+Matrix shifted_rows(index_t rows, index_t d, unsigned seed) {
     std::mt19937 gen(seed);
     std::normal_distribution<float> normal(1, 2);
     Matrix out(rows, d);
@@ -46,11 +46,11 @@ bool can_pack() { return PackedKeys<L2>(8).view().runs_here(); }
 TEST_CASE("packed keys beside a datastore") {
     if (!can_pack()) {
         const Folder folder;
-        CHECK_THROWS(PackedFile::write<L2>(folder / "p", random_rows(9, 8, 1), "x", {}, [](index_t, index_t) {}));
+        CHECK_THROWS(PackedFile::write<L2>(folder / "p", shifted_rows(9, 8, 1), "x", {}, [](index_t, index_t) {}));
         return;
     }
     const Folder folder;
-    const Matrix keys = random_rows(15000, 24, 1), queries = random_rows(9, 24, 2);
+    const Matrix keys = shifted_rows(15000, 24, 1), queries = shifted_rows(9, 24, 2);
     make_store(folder / "store", keys);
     const auto path = folder / "packed";
     const auto packed_beside = [&](const Datastore& store) { return PackedFile::open(path, store.keys_version()); };
@@ -74,7 +74,7 @@ TEST_CASE("packed keys beside a datastore") {
     // More rows and erased ones need no new copy ...
     {
         auto writer = DatastoreWriter::resume(folder / "store");
-        writer.append(random_rows(700, 24, 3), std::vector<std::int32_t>(700, 4));
+        writer.append(shifted_rows(700, 24, 3), std::vector<std::int32_t>(700, 4));
         writer.close();
     }
     Datastore store = Datastore::open(folder / "store", {.writable = true});
@@ -89,7 +89,7 @@ TEST_CASE("packed keys beside a datastore") {
 TEST_CASE("lists in a file") {
     if (!can_pack()) return;
     const Folder folder;
-    const Matrix keys = random_rows(3000, 16, 1), queries = random_rows(9, 16, 2);
+    const Matrix keys = shifted_rows(3000, 16, 1), queries = shifted_rows(9, 16, 2);
     TokenStore<half> store(16);
     store.append(keys, std::vector<std::int32_t>(3000));
     const KeyLists built = ListsBuilder<L2>(store.keys(), {.lists = 20}).build();

@@ -14,7 +14,7 @@ using namespace mnemo;
 
 namespace {
 
-template <class From, class To> void check(const std::vector<From>& from) {
+template <class From, class To> void check_conversion(const std::vector<From>& from) {
     for (const SimdLevel level : simd_levels()) {
         const UseSimdLevel use(level);
         std::vector<To> to(from.size());
@@ -38,19 +38,19 @@ template <class T> std::vector<T> all_bits() {
 } // namespace
 
 TEST_CASE("conversions of whole spans are those of single numbers") {
-    check<half, float>(all_bits<half>());
-    check<half, bfloat16>(all_bits<half>());
-    check<half, half>(all_bits<half>());
-    check<bfloat16, float>(all_bits<bfloat16>());
-    check<bfloat16, half>(all_bits<bfloat16>());
+    check_conversion<half, float>(all_bits<half>());
+    check_conversion<half, bfloat16>(all_bits<half>());
+    check_conversion<half, half>(all_bits<half>());
+    check_conversion<bfloat16, float>(all_bits<bfloat16>());
+    check_conversion<bfloat16, half>(all_bits<bfloat16>());
     std::mt19937 gen(1);
     std::vector<float> floats;
     for (int i = 0; i < 300000; ++i) floats.push_back(std::bit_cast<float>(static_cast<std::uint32_t>(gen())));
     std::uniform_int_distribution<std::uint32_t> in_range(0x32000000u, 0x48000000u); // where half rounds
     for (int i = 0; i < 300000; ++i) floats.push_back(std::bit_cast<float>(in_range(gen)));
-    check<float, half>(floats);
-    check<float, bfloat16>(floats);
-    check<float, float>(floats);
+    check_conversion<float, half>(floats);
+    check_conversion<float, bfloat16>(floats);
+    check_conversion<float, float>(floats);
 }
 
 TEST_CASE("a conversion writes its span and nothing else") {

@@ -13,7 +13,7 @@
 using namespace mnemo;
 
 namespace {
-const float kInf = std::numeric_limits<float>::infinity();
+const float kInfinity = std::numeric_limits<float>::infinity();
 
 std::vector<float> random_floats(std::size_t n, float low, float high, unsigned seed = 1) {
     std::mt19937 random(seed);
@@ -60,7 +60,7 @@ TEST_CASE("exp and log are within 2 ulp of the exact values") {
 }
 
 TEST_CASE("ends of the range: exp and log") {
-    std::vector<float> x{0, -kInf, -87.4f, -1000, std::numeric_limits<float>::quiet_NaN()}, e(x.size());
+    std::vector<float> x{0, -kInfinity, -87.4f, -1000, std::numeric_limits<float>::quiet_NaN()}, e(x.size());
     for (const SimdLevel level : simd_levels()) {
         const UseSimdLevel use(level);
         exp_sum(x, 0, 1, e);
@@ -78,9 +78,9 @@ TEST_CASE("ends of the range: exp and log") {
                 return l[0];
             };
             CHECK(log_of(1) == 0);
-            CHECK(log_of(0) == -kInf);
-            CHECK(log_of(kInf) == kInf);
-            CHECK(log_of(1e-40f) == -kInf);
+            CHECK(log_of(0) == -kInfinity);
+            CHECK(log_of(kInfinity) == kInfinity);
+            CHECK(log_of(1e-40f) == -kInfinity);
             CHECK(std::isnan(log_of(std::numeric_limits<float>::quiet_NaN())));
         }
     }
@@ -108,13 +108,13 @@ TEST_CASE("log-sum-exp agrees with double precision at any length, at any level,
 TEST_CASE("log-sum-exp takes infinities and shows NaN") {
     for (const SimdLevel level : simd_levels()) {
         const UseSimdLevel use(level);
-        CHECK(log_sum_exp(std::vector<float>(40, -kInf)) == -HUGE_VAL);
-        std::vector<float> x(40, -kInf);
+        CHECK(log_sum_exp(std::vector<float>(40, -kInfinity)) == -HUGE_VAL);
+        std::vector<float> x(40, -kInfinity);
         x[17] = -5000;
         CHECK(log_sum_exp(x) == -5000);
-        x[39] = kInf;
+        x[39] = kInfinity;
         CHECK(log_sum_exp(x) == HUGE_VAL);
-        x.assign(40, -kInf);
+        x.assign(40, -kInfinity);
         x[3] = std::numeric_limits<float>::quiet_NaN();
         CHECK(std::isnan(log_sum_exp(x)));
     }
@@ -136,16 +136,16 @@ TEST_CASE("a sum that grows is the sum of everything") {
     CHECK(parts.value() == Approx(expected).epsilon(1e-7));
     CHECK(singles.value() == Approx(expected).epsilon(1e-12));
     CHECK(none.value() == -HUGE_VAL);
-    none.add(-kInf);
+    none.add(-kInfinity);
     CHECK(none.value() == -HUGE_VAL);
 }
 
 TEST_CASE("element-wise functions give the same bits at every level, at every length") {
     for (const std::size_t n : {1, 8, 13, 16, 40, 515}) {
         auto a = random_floats(n, -60, 0, 3), b = random_floats(n, -60, 0, 4);
-        a[0] = -kInf;
-        b[n - 1] = -kInf;
-        if (n > 3) a[2] = b[2] = -kInf;
+        a[0] = -kInfinity;
+        b[n - 1] = -kInfinity;
+        if (n > 3) a[2] = b[2] = -kInfinity;
         std::vector<std::vector<float>> sums, shifted, logs, weights;
         for (const SimdLevel level : simd_levels()) {
             const UseSimdLevel use(level);
@@ -162,7 +162,7 @@ TEST_CASE("element-wise functions give the same bits at every level, at every le
         for (std::size_t i = 0; i < n; ++i) {
             const double expected = std::log(std::exp(double{a[i]}) + std::exp(double{b[i]}));
             if (std::isinf(expected))
-                CHECK(sums[0][i] == -kInf);
+                CHECK(sums[0][i] == -kInfinity);
             else
                 CHECK(ulps(double{sums[0][i]}, expected) < 4);
         }
@@ -170,7 +170,7 @@ TEST_CASE("element-wise functions give the same bits at every level, at every le
 }
 
 TEST_CASE("log_add keeps what is small beside nothing, and what is large beside small") {
-    CHECK(log_add(-HUGE_VAL, -HUGE_VAL) == -kInf);
+    CHECK(log_add(-HUGE_VAL, -HUGE_VAL) == -kInfinity);
     CHECK(log_add(-HUGE_VAL, -3.0) == -3.0f);
     CHECK(log_add(-3.0, -HUGE_VAL) == -3.0f);
     CHECK(log_add(0.0, 0.0) == Approx(std::log(2.0)));
@@ -179,10 +179,10 @@ TEST_CASE("log_add keeps what is small beside nothing, and what is large beside 
 
 TEST_CASE("a log-softmax sums to one") {
     auto x = random_floats(10007, -20, 20);
-    x[5] = -kInf;
+    x[5] = -kInfinity;
     log_softmax(x);
     double sum = 0;
     for (const float v : x) sum += std::exp(double{v});
     CHECK(sum == Approx(1.0).epsilon(1e-6));
-    CHECK(x[5] == -kInf);
+    CHECK(x[5] == -kInfinity);
 }

@@ -29,7 +29,7 @@ template <class MetricT, class T> float canonical(std::span<const float> q, std:
     return norms == 0 ? 0.0f : static_cast<float>(sum(false, q, x) / norms) + 0.0f;
 }
 
-bool same_bits(float a, float b) {
+bool same_bits_or_nan(float a, float b) {
     return std::bit_cast<std::uint32_t>(a) == std::bit_cast<std::uint32_t>(b) || (std::isnan(a) && std::isnan(b));
 }
 
@@ -72,12 +72,12 @@ TEMPLATE_TEST_CASE("every level gives the canonical score, bit for bit", "", L2,
                     score_ids<TestType>(queries[i], rows, ids, by_id);
                     for (index_t j = 0; j < n; ++j) {
                         const float expected = canonical<TestType, T>(queries[i], rows[j]);
-                        REQUIRE(same_bits(out[i][static_cast<std::size_t>(j)], expected));
-                        REQUIRE(same_bits(score<TestType>(queries[i], rows[j]), expected));
+                        REQUIRE(same_bits_or_nan(out[i][static_cast<std::size_t>(j)], expected));
+                        REQUIRE(same_bits_or_nan(score<TestType>(queries[i], rows[j]), expected));
                     }
                     for (std::size_t j = 0; j < ids.size(); ++j)
-                        REQUIRE(same_bits(by_id[j], ids[j] < 0 ? -std::numeric_limits<float>::infinity()
-                                                               : out[i][static_cast<std::size_t>(ids[j])]));
+                        REQUIRE(same_bits_or_nan(by_id[j], ids[j] < 0 ? -std::numeric_limits<float>::infinity()
+                                                                      : out[i][static_cast<std::size_t>(ids[j])]));
                 }
             }
         }
@@ -98,7 +98,7 @@ TEST_CASE("the exact fused multiply-add without the instruction is the machine's
         // A c of the product's size, so that they meet; any c every other time.
         const float near = -a * b * (1 + std::ldexp(1.0f, -static_cast<int>(bits(gen) % 26)));
         const float c = i % 2 == 0 ? near : std::bit_cast<float>(bits(gen));
-        different += !same_bits(detail::fused_multiply_add(a, b, c), std::fma(a, b, c));
+        different += !same_bits_or_nan(detail::fused_multiply_add(a, b, c), std::fma(a, b, c));
     }
     CHECK(different == 0);
 }
@@ -120,12 +120,12 @@ TEST_CASE("scores agree with double precision") {
 TEST_CASE("equal vectors are at zero, zero vectors at cosine zero, NaN stays NaN") {
     const auto x = numbers(77, Kind::ordinary, 7);
     const std::span<const float> key(x);
-    CHECK(same_bits(score<L2>(x, key), 0.0f));
+    CHECK(same_bits_or_nan(score<L2>(x, key), 0.0f));
     CHECK(score<Cosine>(x, key) == Approx(1));
     const std::vector<float> zero(77);
     const std::span<const float> zero_key(zero);
-    CHECK(same_bits(score<Cosine>(x, zero_key), 0.0f));
-    CHECK(same_bits(score<Cosine>(zero, key), 0.0f));
+    CHECK(same_bits_or_nan(score<Cosine>(x, zero_key), 0.0f));
+    CHECK(same_bits_or_nan(score<Cosine>(zero, key), 0.0f));
     auto nan = x;
     nan[70] = std::numeric_limits<float>::quiet_NaN();
     CHECK(std::isnan(score<L2>(nan, key)));

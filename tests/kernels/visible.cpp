@@ -15,7 +15,7 @@ std::vector<index_t> seen(const Visibility& visible, index_t row) {
         if (visible[row].contains(id)) out.push_back(id);
     return out;
 }
-using Ids = std::vector<index_t>;
+using KeyIds = std::vector<index_t>;
 
 } // namespace
 
@@ -24,20 +24,20 @@ TEST_CASE("rows see what their rule says") {
     const auto own = Visibility::same_segment(lengths, 8, 1); // entries 1..5 of 8 are the rows'
     REQUIRE(own.rows() == 5);
     REQUIRE(seen(own, 0).empty());
-    REQUIRE(seen(own, 1) == Ids{1});
+    REQUIRE(seen(own, 1) == KeyIds{1});
     REQUIRE(seen(own, 2).empty());
-    REQUIRE(seen(own, 4) == Ids{3, 4});
+    REQUIRE(seen(own, 4) == KeyIds{3, 4});
     REQUIRE(own.pairs() == 1 + 1 + 2);
 
     const auto before = Visibility::earlier(2, 6, 3, 1); // rows are entries 3 and 4, their group begins at 1
-    REQUIRE(seen(before, 0) == Ids{1, 2});
-    REQUIRE(seen(before, 1) == Ids{1, 2, 3});
+    REQUIRE(seen(before, 0) == KeyIds{1, 2});
+    REQUIRE(seen(before, 1) == KeyIds{1, 2, 3});
 
     const auto others = Visibility::other_segments(lengths, 8, 1, false);
-    REQUIRE(seen(others, 1) == Ids{0, 3, 4, 5, 6, 7});
+    REQUIRE(seen(others, 1) == KeyIds{0, 3, 4, 5, 6, 7});
     const auto with_past = Visibility::other_segments(lengths, 8, 1, true);
-    REQUIRE(seen(with_past, 1) == Ids{0, 1, 3, 4, 5, 6, 7});
-    REQUIRE(seen(with_past, 3) == Ids{0, 1, 2, 3, 6, 7});
+    REQUIRE(seen(with_past, 1) == KeyIds{0, 1, 3, 4, 5, 6, 7});
+    REQUIRE(seen(with_past, 3) == KeyIds{0, 1, 2, 3, 6, 7});
 }
 
 TEST_CASE("a hull holds what its rows see, in two ranges") {

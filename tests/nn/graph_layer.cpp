@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+#include "difference.hpp"
 #include <catch.hpp>
 #include <folder.hpp>
 #include <mnemo/nn/gnn_lm.hpp>
@@ -43,7 +44,6 @@ nn::GraphDecoder decoder(std::int64_t layers, std::uint64_t seed = 5) {
     return out;
 }
 nn::OutputLayer output() { return {at::randn({9, Small::d}), {}, {}}; }
-double difference(const at::Tensor& a, const at::Tensor& b) { return (a - b).abs().max().item<double>(); }
 
 } // namespace
 

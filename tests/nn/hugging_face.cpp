@@ -4,7 +4,9 @@
 #include <mnemo/nn/llama2c_export.hpp>
 #include <mnemo/nn/lm_host.hpp>
 
+#include "difference.hpp"
 #include <catch.hpp>
+#include <error_of.hpp>
 
 #include <filesystem>
 
@@ -15,17 +17,9 @@ namespace {
 using namespace mnemo::nn;
 using Positions = HuggingFaceOptions::Positions;
 
-std::string message(auto&& f) {
-    try {
-        f();
-    } catch (const mnemo::Error& e) {
-        return e.what();
-    }
-    return "no error";
-}
 const std::string kFolders = MNEMO_GOLDEN "/hosts/";
 
-HuggingFaceOptions small() {
+HuggingFaceOptions small_options() {
     HuggingFaceOptions o;
     o.model_type = "gpt2";
     o.vocab_size = 30, o.dim = o.input_dim = 16, o.ffn_dim = 24, o.layers = 2, o.heads = o.kv_heads = 4, o.head_dim = 4;
@@ -44,22 +38,21 @@ HuggingFaceLm made(const HuggingFaceOptions& options) {
 }
 // One of each branch that decodes.
 std::vector<std::pair<std::string, HuggingFaceOptions>> decoders() {
-    auto post = small(), by_mask = small(), shared = small(), narrow = small(), bare = small();
+    auto post = small_options(), by_mask = small_options(), shared = small_options(), narrow = small_options(),
+         bare = small_options();
     post.norm_first = post.final_norm = false, post.activation = "relu";
     by_mask.positions = Positions::learned_by_mask, by_mask.position_offset = 2;
     shared.positions = Positions::rotary, shared.kv_heads = 2, shared.gated = shared.rms_norm = true;
     shared.head_dim = 6, shared.attention_bias = shared.ffn_bias = false, shared.activation = "silu";
     narrow.input_dim = 12, narrow.tied_head = false, narrow.attention_scale_layer = true;
     bare.norm_weights = false, bare.activation = "quick_gelu";
-    return {{"pre-norm", small()}, {"post-norm", post},      {"positions by mask", by_mask},
-            {"llama", shared},     {"narrow input", narrow}, {"norms without weights", bare}};
+    return {{"pre-norm", small_options()},  {"post-norm", post},
+            {"positions by mask", by_mask}, {"llama", shared},
+            {"narrow input", narrow},       {"norms without weights", bare}};
 }
-at::Tensor ids(std::int64_t batch, std::int64_t rows) {
+at::Tensor some_ids(std::int64_t batch, std::int64_t rows) {
     torch::manual_seed(batch * 100 + rows);
     return at::randint(0, 30, {batch, rows}, at::kLong);
-}
-double difference(const at::Tensor& a, const at::Tensor& b) {
-    return a.sizes() == b.sizes() ? (a - b).abs().max().item<double>() : 1e9;
 }
 
 } // namespace
@@ -69,7 +62,7 @@ TEST_CASE("decoding with a cache is the full forward, whatever the architecture,
     for (const auto& [name, options] : decoders()) {
         INFO(name);
         const auto model = made(options);
-        const at::Tensor tokens = ids(3, 9);
+        const at::Tensor tokens = some_ids(3, 9);
         TokenInfo info;
         info.mask = at::ones({3, 9}, at::kLong);
         info.mask[0].narrow(0, 0, 3).zero_(); // left
@@ -98,10 +91,10 @@ TEST_CASE("decoding with a cache is the full forward, whatever the architecture,
 
 TEST_CASE("positions that count real tokens need no numbers for left padding") {
     const at::NoGradGuard no_grad;
-    auto options = small();
+    auto options = small_options();
     options.positions = Positions::learned_by_mask, options.position_offset = 2;
     const auto model = made(options);
-    const at::Tensor tokens = ids(1, 7), mask = at::ones({1, 7}, at::kLong);
+    const at::Tensor tokens = some_ids(1, 7), mask = at::ones({1, 7}, at::kLong);
     mask.narrow(1, 0, 2).zero_();
     CHECK(difference(model->forward(tokens, nullptr, {mask, {}, {}}).narrow(1, 2, 5),
                      model->forward(tokens.narrow(1, 2, 5))) < 1e-5);
@@ -113,23 +106,23 @@ TEST_CASE("positions that count real tokens need no numbers for left padding") {
 
 TEST_CASE("taps are the states in between, and nothing behind the last is needed") {
     const at::NoGradGuard no_grad;
-    const auto model = made(small());
-    const at::Tensor tokens = ids(2, 5);
+    const auto model = made(small_options());
+    const at::Tensor tokens = some_ids(2, 5);
     const auto states = model->states(tokens, {model->tap("hidden.0"), model->tap("ffn_in"), model->tap("ffn_in.0"),
                                                model->tap("hidden.2"), model->tap("prehead")});
     CHECK(difference(states[1], model->states(tokens, {model->tap("ffn_in.1")})[0]) == 0);
     CHECK(difference(states[2], model->states(tokens, {model->tap("ffn_in.0")})[0]) == 0);
     CHECK(difference(states[4], model->forward(tokens)) == 0);
-    const at::Tensor targets = ids(2, 5), log_p = model->log_prob_all(states[4]);
+    const at::Tensor targets = some_ids(2, 5), log_p = model->log_prob_all(states[4]);
     CHECK(difference(model->log_prob_target(states[4], targets), log_p.gather(2, targets.unsqueeze(2)).squeeze(2)) <
           1e-5);
-    CHECK(message([&] { (void)model->tap("hidden.3"); }).find("tap: expected hidden.0 to hidden.2") !=
+    CHECK(error_of([&] { (void)model->tap("hidden.3"); }).find("tap: expected hidden.0 to hidden.2") !=
           std::string::npos);
 }
 
 TEST_CASE("gradients reach every weight, and weights follow the module") {
-    const auto model = made(small());
-    model->log_prob_target(model->forward(ids(2, 40)), ids(2, 40)).sum().backward();
+    const auto model = made(small_options());
+    model->log_prob_target(model->forward(some_ids(2, 40)), some_ids(2, 40)).sum().backward();
     for (const auto& item : model->named_parameters()) {
         INFO(item.key());
         CHECK((item.value().grad().defined() && item.value().grad().abs().sum().item<double>() > 0));
@@ -138,35 +131,37 @@ TEST_CASE("gradients reach every weight, and weights follow the module") {
 
 TEST_CASE("wrong calls are refused with what was expected") {
     const at::NoGradGuard no_grad;
-    const auto model = made(small());
-    CHECK(message([&] { (void)model->forward(ids(1, 41)); }).find("positions: expected numbers from 0 to 39, got 40") !=
+    const auto model = made(small_options());
+    CHECK(error_of([&] {
+              (void)model->forward(some_ids(1, 41));
+          }).find("positions: expected numbers from 0 to 39, got 40") != std::string::npos);
+    CHECK(error_of([&] { (void)model->forward(some_ids(1, 4) + 30); }).find("tokens: expected numbers from 0 to 29") !=
           std::string::npos);
-    CHECK(message([&] { (void)model->forward(ids(1, 4) + 30); }).find("tokens: expected numbers from 0 to 29") !=
-          std::string::npos);
-    CHECK(message([&] {
-              (void)model->forward(ids(1, 4), nullptr, {ids(1, 3), {}, {}});
+    CHECK(error_of([&] {
+              (void)model->forward(some_ids(1, 4), nullptr, {some_ids(1, 3), {}, {}});
           }).find("mask: expected") != std::string::npos);
-    CHECK(message([&] {
-              (void)model->forward(ids(1, 4), nullptr, {{}, {}, ids(1, 4)});
+    CHECK(error_of([&] {
+              (void)model->forward(some_ids(1, 4), nullptr, {{}, {}, some_ids(1, 4)});
           }).find("segments") != std::string::npos);
     KeyValueCache cache;
-    (void)model->forward(ids(2, 4), &cache);
-    CHECK(message([&] { (void)model->forward(ids(1, 1), &cache); }).find("batch 2 as in the cache") !=
+    (void)model->forward(some_ids(2, 4), &cache);
+    CHECK(error_of([&] { (void)model->forward(some_ids(1, 1), &cache); }).find("batch 2 as in the cache") !=
           std::string::npos);
-    auto wide = small();
+    auto wide = small_options();
     wide.heads = wide.kv_heads = 2, wide.head_dim = 8;
-    CHECK(message([&] { (void)made(wide)->forward(ids(2, 1), &cache); }).find("other heads") != std::string::npos);
+    CHECK(error_of([&] { (void)made(wide)->forward(some_ids(2, 1), &cache); }).find("other heads") !=
+          std::string::npos);
 }
 
 TEST_CASE("BERT sees both sides and cannot decode") {
     const at::NoGradGuard no_grad;
     const auto bert = load_hugging_face(kFolders + "bert_a");
-    const at::Tensor tokens = ids(1, 6), changed = tokens.clone();
+    const at::Tensor tokens = some_ids(1, 6), changed = tokens.clone();
     changed[0][5] = (changed[0][5] + 1) % 30;
     CHECK(difference(bert->forward(tokens)[0][0], bert->forward(changed)[0][0]) > 1e-4);
     KeyValueCache cache;
-    CHECK(message([&] { (void)bert->forward(tokens, &cache); }).find("both sides") != std::string::npos);
-    CHECK(message([&] { LmHost host(bert); }).find("both sides") != std::string::npos);
+    CHECK(error_of([&] { (void)bert->forward(tokens, &cache); }).find("both sides") != std::string::npos);
+    CHECK(error_of([&] { LmHost host(bert); }).find("both sides") != std::string::npos);
     CHECK(bert->description() == "bert, 2 layers of 24");
 }
 
@@ -196,7 +191,7 @@ TEST_CASE("a config's fields are honoured or refused by name") {
         return hugging_face_options(config, "config.json", loading);
     };
     const auto refused = [&](const nlohmann::json& changes, const std::string& expected) {
-        const std::string got = message([&] { (void)options(changes); });
+        const std::string got = error_of([&] { (void)options(changes); });
         INFO(got);
         CHECK(got.find("config.json: " + expected) != std::string::npos);
     };
@@ -262,7 +257,7 @@ TEST_CASE("a Hugging Face model is a kNN-LM host") {
 
 TEST_CASE("a Llama model computes the same as the llama2.c checkpoint it is written to") {
     const at::NoGradGuard no_grad;
-    auto options = small();
+    auto options = small_options();
     options.positions = Positions::rotary, options.kv_heads = 2, options.gated = options.rms_norm = true;
     options.attention_bias = options.ffn_bias = false, options.activation = "silu";
     const std::string path =
@@ -274,13 +269,13 @@ TEST_CASE("a Llama model computes the same as the llama2.c checkpoint it is writ
         const auto file = mnemo::Llama2cModel::open(path);
         std::filesystem::remove(path);
         mnemo::Llama2cDecoder decoder(file.weights());
-        const at::Tensor tokens = ids(1, 12), logits = model->logits(model->forward(tokens))[0];
+        const at::Tensor tokens = some_ids(1, 12), logits = model->logits(model->forward(tokens))[0];
         for (std::int64_t t = 0; t < 12; ++t) {
             decoder.forward(static_cast<std::int32_t>(tokens[0][t].item<std::int64_t>()));
             CHECK(difference(at::from_blob(decoder.logits().data(), {30}), logits[t]) < 1e-4);
         }
     }
     options.norm_epsilon = 1e-6;
-    CHECK(message([&] { save_llama2c(*made(options), path); }).find("epsilon 1e-5") != std::string::npos);
+    CHECK(error_of([&] { save_llama2c(*made(options), path); }).find("epsilon 1e-5") != std::string::npos);
     CHECK_FALSE(std::filesystem::exists(path));
 }

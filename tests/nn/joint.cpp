@@ -102,7 +102,7 @@ struct Problem {
     }
 };
 
-double difference(const at::Tensor& a, const at::Tensor& b) {
+double difference_of_gradients(const at::Tensor& a, const at::Tensor& b) {
     if (!a.defined() || !b.defined()) {
         const at::Tensor& one = a.defined() ? a : b;
         return one.defined() ? one.abs().max().item<double>() : 0;
@@ -115,7 +115,7 @@ double difference(const at::Tensor& a, const at::Tensor& b) {
 // differ: there, up to `rounding`.
 void require_same(const at::Tensor& a, const at::Tensor& b, double rounding) {
     if (at::hasMKL())
-        REQUIRE(difference(a, b) < rounding);
+        REQUIRE(difference_of_gradients(a, b) < rounding);
     else
         REQUIRE(at::equal(a, b));
 }
@@ -129,11 +129,11 @@ TEST_CASE("the fused loss equals the plain one") {
         const FusedTiles tiles{1 + seed % 33, 1 + seed % 17};
         const auto plain = problem.run(false, 0.5), fused = problem.run(true, 0.5, tiles);
         INFO("seed " << seed);
-        REQUIRE(difference(fused[0], plain[0]) < 1e-5);
-        REQUIRE(difference(fused[1], plain[1]) < 1e-5);
+        REQUIRE(difference_of_gradients(fused[0], plain[0]) < 1e-5);
+        REQUIRE(difference_of_gradients(fused[1], plain[1]) < 1e-5);
         for (std::size_t i = 2; i < plain.size(); ++i) {
             INFO("gradient " << i - 2);
-            REQUIRE(difference(fused[i], plain[i]) < 1e-4);
+            REQUIRE(difference_of_gradients(fused[i], plain[i]) < 1e-4);
         }
     }
 }
@@ -153,10 +153,10 @@ TEST_CASE("the fused loss of bfloat16 tensors is that of their values") {
         widen(same.in.keys);
         const auto plain = same.run(false);
         INFO("seed " << seed);
-        REQUIRE(difference(fused[0], plain[0]) < 1e-5);
+        REQUIRE(difference_of_gradients(fused[0], plain[0]) < 1e-5);
         for (std::size_t i = 2; i < plain.size(); ++i) { // gradients are rounded to bfloat16
             INFO("gradient " << i - 2);
-            REQUIRE(difference(fused[i], plain[i]) < 1e-2);
+            REQUIRE(difference_of_gradients(fused[i], plain[i]) < 1e-2);
         }
     }
 }
@@ -168,10 +168,10 @@ TEST_CASE("tiles in bfloat16 are near the plain loss, whatever the number of thr
         problem.in.scoring.top_k = 0; // rounding may choose others
         const auto plain = problem.run(false), fused = problem.run(true, 1, {16, 8, true});
         INFO("seed " << seed);
-        REQUIRE(difference(fused[0], plain[0]) < 5e-3);
+        REQUIRE(difference_of_gradients(fused[0], plain[0]) < 5e-3);
         for (std::size_t i = 2; i < plain.size(); ++i) {
             INFO("gradient " << i - 2);
-            REQUIRE(difference(fused[i], plain[i]) < 5e-2);
+            REQUIRE(difference_of_gradients(fused[i], plain[i]) < 5e-2);
         }
         at::set_num_threads(seed % 2 == 0 ? 1 : 3);
         const auto again = problem.run(true, 1, {16, 8, true});
@@ -242,7 +242,7 @@ TEST_CASE("the fused loss gives the same bits for any number of threads, to roun
 TEST_CASE("the fused loss keeps far-off logits apart and is taken back once") {
     Problem problem(5, at::kFloat, 30);
     const auto plain = problem.run(false), fused = problem.run(true);
-    for (std::size_t i = 0; i < plain.size(); ++i) REQUIRE(difference(fused[i], plain[i]) < 1e-4);
+    for (std::size_t i = 0; i < plain.size(); ++i) REQUIRE(difference_of_gradients(fused[i], plain[i]) < 1e-4);
     const at::Tensor loss = fused_joint_loss(problem.in).loss;
     torch::autograd::grad({loss}, problem.leaves, {}, true, false, true);
     REQUIRE_THROWS_WITH(torch::autograd::grad({loss}, problem.leaves, {}, true, false, true),

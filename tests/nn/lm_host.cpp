@@ -3,21 +3,14 @@
 #include <mnemo/retrieve/exact.hpp>
 #include <mnemo/store/tokens.hpp>
 
+#include "difference.hpp"
 #include <catch.hpp>
+#include <error_of.hpp>
 
 namespace {
 
 using namespace mnemo::nn;
 using mnemo::index_t;
-
-std::string message(auto&& f) {
-    try {
-        f();
-    } catch (const mnemo::Error& e) {
-        return e.what();
-    }
-    return "no error";
-}
 
 TransformerLm made(std::int64_t max_positions = 40, unsigned seed = 3) {
     torch::manual_seed(seed);
@@ -42,9 +35,6 @@ at::Tensor tensor(mnemo::Rows rows) {
 at::Tensor tensor(std::span<const float> values) {
     return at::from_blob(const_cast<float*>(values.data()), {static_cast<std::int64_t>(values.size())}, at::kFloat)
         .clone();
-}
-double difference(const at::Tensor& a, const at::Tensor& b) {
-    return a.sizes() == b.sizes() ? (a - b).abs().max().item<double>() : 1e9;
 }
 
 } // namespace
@@ -92,7 +82,7 @@ TEST_CASE("keys and log-probabilities of windows are the model's, row by row") {
     wrong.rows = 1, wrong.width = 2, wrong.inputs = {3, 4}, wrong.targets = {4, 5}, wrong.start = {1},
     wrong.length = {3};
     LmHost host(model);
-    CHECK(message([&] { host.keys(wrong); }) ==
+    CHECK(error_of([&] { host.keys(wrong); }) ==
           "mnemo: window batch, row 0: expected 0 <= start <= length <= 2, got 1 and 3");
 }
 
@@ -115,7 +105,7 @@ TEST_CASE("decoding gives the states and distributions of the whole text") {
         }
         host.reset();
     }
-    CHECK(message([&] { host.step(30); }) == "mnemo: token: expected an id from 0 to 29, got 30");
+    CHECK(error_of([&] { host.step(30); }) == "mnemo: token: expected an id from 0 to 29, got 30");
 }
 
 TEST_CASE("a host is known by its fingerprint") {

@@ -7,14 +7,16 @@
 using namespace mnemo;
 
 namespace {
-constexpr index_t kHeads = 2, kDim = 16;
+constexpr index_t kTaskHeads = 2, kTaskDim = 16;
 constexpr InContextTask kTask{"colours", "Thing: {} Colour: {}. ", {"red", "green", "grey"}, 3, true};
 
 nn::LongMem<> tiny(const Bpe& bytes) {
     const nn::HuggingFaceLm backbone =
-        nn::random_backbone(nn::long_mem_backbone_options(bytes.vocab_size(), kDim, 2, kHeads), 0.4, 5);
-    return {backbone, nn::side_network_from(backbone, 1, 1, nn::SideStart::quiet), 1, 1,
-            LongMemBanks({.heads = kHeads, .head_dim = kDim / kHeads, .memory_tokens = 4096, .chunk = 2, .k = 8}, 1)};
+        nn::random_backbone(nn::long_mem_backbone_options(bytes.vocab_size(), kTaskDim, 2, kTaskHeads), 0.4, 5);
+    return {
+        backbone, nn::side_network_from(backbone, 1, 1, nn::SideStart::quiet), 1, 1,
+        LongMemBanks(
+            {.heads = kTaskHeads, .head_dim = kTaskDim / kTaskHeads, .memory_tokens = 4096, .chunk = 2, .k = 8}, 1)};
 }
 const std::vector<InContextExample> kExamples = {{"rose", "red"}, {"leaf", "green"}, {"ash", "grey"}, {"blood", "red"}};
 } // namespace

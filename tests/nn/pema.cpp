@@ -2,7 +2,9 @@
 #include <mnemo/nn/pema_train.hpp>
 #include <mnemo/store/tokens.hpp>
 
+#include "difference.hpp"
 #include <catch.hpp>
+#include <error_of.hpp>
 
 #include <ATen/ops/cross_entropy_loss.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -17,21 +19,11 @@ namespace {
 using namespace mnemo;
 using namespace mnemo::nn;
 
-constexpr std::int64_t kWidth = 24, kVocab = 37;
-
-std::string message(auto&& f) {
-    try {
-        f();
-    } catch (const Error& e) {
-        return e.what();
-    }
-    return "no error";
-}
-double difference(const at::Tensor& a, const at::Tensor& b) { return (a - b).abs().max().item<double>(); }
+constexpr std::int64_t kWidth = 24, kWords = 37;
 
 FrozenHead made_head() {
     torch::manual_seed(2);
-    return {at::randn({kVocab, kWidth}), 1 + 0.1 * at::randn({kWidth}), 0.1 * at::randn({kWidth}), 1e-5, "final"};
+    return {at::randn({kWords, kWidth}), 1 + 0.1 * at::randn({kWidth}), 0.1 * at::randn({kWidth}), 1e-5, "final"};
 }
 PemaAdapter made_adapter(std::int64_t rank = 6, double dropout = 0.2) {
     torch::manual_seed(3);
@@ -44,7 +36,7 @@ PemaAdapter made_adapter(std::int64_t rank = 6, double dropout = 0.2) {
 TokenStore<float> made_memory(index_t rows, unsigned seed) {
     const at::NoGradGuard no_grad;
     torch::manual_seed(7);
-    const at::Tensor mixing = at::randn({6, kWidth}), words = at::randn({6, kVocab});
+    const at::Tensor mixing = at::randn({6, kWidth}), words = at::randn({6, kWords});
     torch::manual_seed(seed);
     const at::Tensor latent = at::randn({rows, 6}), c = at::mm(latent, mixing) + 0.1 * at::randn({rows, kWidth});
     const at::Tensor tokens = at::mm(latent, words).argmax(1).to(at::kInt);
@@ -58,7 +50,7 @@ struct Targets {
     std::span<const std::int32_t> targets;
 };
 using TestTrainer = PemaTrainer<TokenStore<float>>;
-constexpr auto go_on = [](const TestTrainer::Progress&) { return true; };
+constexpr auto keep_going = [](const TestTrainer::Progress&) { return true; };
 
 /// A file that is gone at the end.
 struct TemporaryFile {
@@ -76,7 +68,7 @@ struct TemporaryFile {
 TEST_CASE("the loss of the frozen head in pieces is cross-entropy, with its gradient") {
     const FrozenHead head = made_head();
     torch::manual_seed(4);
-    const at::Tensor y = at::randn({11, kWidth}).requires_grad_(), ids = at::randint(kVocab, {11}, at::kLong);
+    const at::Tensor y = at::randn({11, kWidth}).requires_grad_(), ids = at::randint(kWords, {11}, at::kLong);
     const at::Tensor small = ids.to(at::kInt);
     const std::span<const std::int32_t> targets(small.data_ptr<std::int32_t>(), 11);
     const at::Tensor expected = at::cross_entropy_loss(at::linear(head.norm(y), head.output), ids);
@@ -89,8 +81,8 @@ TEST_CASE("the loss of the frozen head in pieces is cross-entropy, with its grad
     const at::Tensor half = head_cross_entropy(head.with_bfloat16(), y, targets);
     CHECK(half.item<double>() == Approx(expected.item<double>()).margin(3e-2));
     CHECK(difference(torch::autograd::grad({half}, {y})[0], by_y) < 2e-2 * by_y.abs().max().item<double>());
-    const std::vector<std::int32_t> wrong(11, kVocab);
-    CHECK_THAT(message([&] { (void)head_cross_entropy(head, y, wrong); }),
+    const std::vector<std::int32_t> wrong(11, kWords);
+    CHECK_THAT(error_of([&] { (void)head_cross_entropy(head, y, wrong); }),
                Catch::Contains("expected a token below 37"));
 }
 
@@ -142,7 +134,7 @@ TEST_CASE("an adapter as a store says the same to tensors and to rows") {
     const at::NoGradGuard no_grad;
     torch::manual_seed(9);
     const at::Tensor c = at::randn({5, kWidth});
-    const at::Tensor base = at::log_softmax(at::randn({5, kVocab}), 1);
+    const at::Tensor base = at::log_softmax(at::randn({5, kWords}), 1);
     const at::Tensor expected = ((1 - 0.4) * base.exp() + 0.4 * head.log_probs(adapter->forward(c)).exp()).log();
     const Interpolate combiner{HeadEvidence{head.plain_norm(), head.plain_output()}, Fixed{0.4f}};
     const std::shared_ptr<PemaAdapterImpl> store = adapter.ptr();
@@ -197,7 +189,7 @@ TEST_CASE("both phases learn, and gradients come to the closed form") {
     TestTrainer one(adapter, head, memory, nullptr, first);
     const double before = one.mean_loss(held_out);
     CHECK(before == Approx(keys_of(held_out).square().mean().item<double>()).epsilon(0.01)); // B is 0
-    CHECK(one.run(go_on));
+    CHECK(one.run(keep_going));
     const double by_steps = one.mean_loss(held_out);
     CHECK(by_steps < 0.1 * before);
     PemaAdapter closed = made_adapter(8);
@@ -236,20 +228,20 @@ TEST_CASE("a run that is saved and resumed is the run that was not, bit for bit"
             o.phase = phase, o.batch = 40, o.epochs = 5, o.validate_every = 3, o.no_dropout_after_validation = quirk;
             const TemporaryFile file;
             const PemaAdapter whole = made_adapter(), parts = made_adapter(), later = made_adapter();
-            TestTrainer(whole, head, memory, &held_out, o).run(go_on);
+            TestTrainer(whole, head, memory, &held_out, o).run(keep_going);
             TestTrainer interrupted(parts, head, memory, &held_out, o);
             for (int i = 0; i < 8; ++i) interrupted.step();
             interrupted.save(file.path);
             TestTrainer resumed(later, head, memory, &held_out, o);
             resumed.resume(file.path);
             CHECK(resumed.done() == 8);
-            resumed.run(go_on);
+            resumed.run(keep_going);
             CHECK(at::equal(whole->lora_A, later->lora_A));
             CHECK(at::equal(whole->lora_B, later->lora_B));
             CHECK(at::equal(whole->lora_B_rct, later->lora_B_rct));
             o.kappa = 0.5;
             TestTrainer other(parts, head, memory, &held_out, o);
-            CHECK_THAT(message([&] { other.resume(file.path); }), Catch::Contains("options: expected"));
+            CHECK_THAT(error_of([&] { other.resume(file.path); }), Catch::Contains("options: expected"));
         }
 }
 
@@ -289,7 +281,7 @@ TEST_CASE("training stops when validation is worse than twice before") {
     REQUIRE(trainer.done() < 1000);
     for (std::size_t i = 2; i < sums.size(); ++i)
         CHECK((sums[i] > sums[i - 1] && sums[i] > sums[i - 2]) == (i + 1 == sums.size()));
-    CHECK_THAT(message([&] { trainer.step(); }), Catch::Contains("it has ended"));
+    CHECK_THAT(error_of([&] { trainer.step(); }), Catch::Contains("it has ended"));
 }
 
 TEST_CASE("adapter files come back, and others are refused") {
@@ -313,15 +305,15 @@ TEST_CASE("adapter files come back, and others are refused") {
     CHECK(foreign.adapter->lora_B_rct.abs().sum().item<double>() == 0);
     write_safetensors(file.path,
                       std::vector<Entry>{tensor_entry("lora_A", {2, 4}, a), tensor_entry("lora_B", {2, 4}, b)});
-    CHECK_THAT(message([&] { (void)load_adapter(file.path); }), Catch::Contains("lora_B: expected [4, 2]"));
+    CHECK_THAT(error_of([&] { (void)load_adapter(file.path); }), Catch::Contains("lora_B: expected [4, 2]"));
     const std::vector<float> broken{0, 1, INFINITY, 0, 0, 0, 0, 0};
     write_safetensors(file.path,
                       std::vector<Entry>{tensor_entry("lora_A", {2, 4}, a), tensor_entry("lora_B", {4, 2}, broken)});
-    CHECK_THAT(message([&] { (void)load_adapter(file.path); }), Catch::Contains("lora_B: expected finite numbers"));
+    CHECK_THAT(error_of([&] { (void)load_adapter(file.path); }), Catch::Contains("lora_B: expected finite numbers"));
     write_safetensors(file.path,
                       std::vector<Entry>{tensor_entry("lora_A", {2, 4}, a), tensor_entry("lora_B", {4, 2}, b)},
                       {{"format", "mnemo-adapter"}, {"version", "9"}});
-    CHECK_THAT(message([&] { (void)load_adapter(file.path); }), Catch::Contains("version: expected 1, got \"9\""));
+    CHECK_THAT(error_of([&] { (void)load_adapter(file.path); }), Catch::Contains("version: expected 1, got \"9\""));
 }
 
 TEST_CASE("names of checkpoints are the reference's") {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "../folder.hpp"
+#include <error_of.hpp>
 #include <mnemo/nn/batch_host.hpp>
 #include <mnemo/nn/hugging_face_lm.hpp>
 #include <mnemo/nn/pema_offsite.hpp>
@@ -20,15 +21,7 @@ using namespace mnemo::nn;
 
 constexpr std::int32_t kEnd = 2;
 
-std::string message(auto&& f) {
-    try {
-        f();
-    } catch (const Error& e) {
-        return e.what();
-    }
-    return "no error";
-}
-TransformerLm made() {
+TransformerLm offsite_model() {
     torch::manual_seed(5);
     TransformerLm model(TransformerLmOptions().vocab_size(23).dim(16).ffn_dim(32).layers(2).heads(2).max_positions(40));
     const at::NoGradGuard no_grad;
@@ -52,7 +45,7 @@ Pema<> memory_of(const TransformerLm& model, const FrozenHead& head) {
 } // namespace
 
 TEST_CASE("a model's batches say what it says to one prompt, and beams go on where they were told to") {
-    const TransformerLm model = made();
+    const TransformerLm model = offsite_model();
     const FrozenHead head = exported_head(model, ExportedNorm::last);
     CHECK(head.norm_name == "decoder.layer_norm");
     CHECK(exported_head(model, ExportedNorm::before_last_feed_forward).norm_name ==
@@ -90,7 +83,7 @@ TEST_CASE("a model's batches say what it says to one prompt, and beams go on whe
 }
 
 TEST_CASE("states before the final norm, with the targets' words or the model's own") {
-    const TransformerLm model = made();
+    const TransformerLm model = offsite_model();
     BatchHost host(model);
     std::vector<PemaExample> examples;
     for (std::size_t i = 0; i < kPrompts.size(); ++i) examples.push_back({kPrompts[i], kTargets[i]});
@@ -117,7 +110,7 @@ TEST_CASE("states before the final norm, with the targets' words or the model's 
 }
 
 TEST_CASE("a build that is interrupted goes on with the same result") {
-    const TransformerLm model = made();
+    const TransformerLm model = offsite_model();
     BatchHost host(model);
     const Folder folder;
     std::vector<PemaExample> examples;
@@ -141,7 +134,7 @@ TEST_CASE("a build that is interrupted goes on with the same result") {
     REQUIRE(parts.size() == whole.size());
     CHECK(std::memcmp(whole.keys().data, parts.keys().data, static_cast<std::size_t>(whole.size()) * 16 * 4) == 0);
     for (index_t id = 0; id < whole.size(); ++id) CHECK(whole.value(id) == parts.value(id));
-    CHECK_THAT(message([&] {
+    CHECK_THAT(error_of([&] {
                    (void)build_pema_memory_in(folder / "parts", {.model_hash = "other", .key_dim = 16}, host, examples,
                                               options);
                }),
@@ -177,7 +170,7 @@ TEST_CASE("padding moves no position of a hub's model: a row of a batch is the r
 }
 
 TEST_CASE("what crosses between the parties is what one of them alone would have made") {
-    const TransformerLm model = made();
+    const TransformerLm model = offsite_model();
     BatchHost host(model);
     const Folder folder;
     const FrozenHead head = exported_head(model, ExportedNorm::last);
@@ -198,7 +191,7 @@ TEST_CASE("what crosses between the parties is what one of them alone would have
     for (index_t id = 0; id < 13; ++id) CHECK(direct.value(id) == paired.value(id));
     const KeyRows a = direct.keys(), b = paired.keys();
     CHECK(std::memcmp(a.data, b.data, 13 * 16 * 4) == 0);
-    CHECK_THAT(message([&] {
+    CHECK_THAT(error_of([&] {
                    TokenStore<float> none(16);
                    (void)pair_states(Datastore::open(folder / "states"), std::span(kTargets).first(4), none);
                }),
@@ -207,7 +200,7 @@ TEST_CASE("what crosses between the parties is what one of them alone would have
     PemaAdapter adapter(PemaAdapterOptions().dim(16).rank(4));
     save_adapter(folder / "adapter.safetensors", adapter, adapter_metadata(file.head));
     CHECK(at::equal(load_adapter_for(folder / "adapter.safetensors", head)->lora_A, adapter->lora_A));
-    CHECK_THAT(message([&] {
+    CHECK_THAT(error_of([&] {
                    (void)load_adapter_for(folder / "adapter.safetensors",
                                           exported_head(model, ExportedNorm::before_last_feed_forward));
                }),
@@ -216,5 +209,5 @@ TEST_CASE("what crosses between the parties is what one of them alone would have
     std::string bytes = read_file(folder / "head.safetensors");
     bytes[bytes.size() - 3] = static_cast<char>(bytes[bytes.size() - 3] ^ 1);
     atomic_write(folder / "head.safetensors", bytes);
-    CHECK_THAT(message([&] { (void)load_head(folder / "head.safetensors"); }), Catch::Contains("hash: expected"));
+    CHECK_THAT(error_of([&] { (void)load_head(folder / "head.safetensors"); }), Catch::Contains("hash: expected"));
 }

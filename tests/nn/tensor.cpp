@@ -5,6 +5,7 @@
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
 #include <catch.hpp>
+#include <error_of.hpp>
 #include <torch/types.h>
 
 #include <limits>
@@ -12,15 +13,6 @@
 namespace {
 
 using mnemo::index_t;
-
-std::string message(auto&& f) {
-    try {
-        f();
-    } catch (const mnemo::Error& e) {
-        return e.what();
-    }
-    return "no error";
-}
 
 struct Store {
     using value_type = std::int32_t;
@@ -64,21 +56,21 @@ TEST_CASE("tensors are seen as rows without a copy") {
 
 TEST_CASE("tensors that are no rows are refused in words") {
     using mnemo::nn::as_mut_rows, mnemo::nn::as_rows;
-    CHECK(message([] {
+    CHECK(error_of([] {
               as_rows(torch::zeros({2, 3}, torch::kDouble));
           }) == "mnemo: expected a Float [rows, cols] tensor on cpu, got Double [2, 3] on cpu");
-    CHECK(message([] {
+    CHECK(error_of([] {
               as_rows(torch::zeros({2, 3, 4}));
           }) == "mnemo: expected a Float [rows, cols] tensor on cpu, got Float [2, 3, 4] on cpu");
-    CHECK(message([] { as_rows(at::Tensor()); }) ==
+    CHECK(error_of([] { as_rows(at::Tensor()); }) ==
           "mnemo: expected a Float [rows, cols] tensor on cpu, got an undefined tensor");
-    CHECK(message([] {
+    CHECK(error_of([] {
               as_rows(torch::zeros({2, 3}).t());
           }) == "mnemo: expected a tensor whose rows are contiguous, got strides [1, 3]; call contiguous() first");
-    CHECK(message([] {
+    CHECK(error_of([] {
               as_mut_rows(torch::zeros({1, 3}).expand({4, 3}));
           }) == "mnemo: expected a tensor that can be written, got rows that overlap (stride 0 for 3 columns)");
-    CHECK(message([] {
+    CHECK(error_of([] {
               as_mut_rows(torch::zeros({2, 3}).requires_grad_());
           }) == "mnemo: expected a tensor that can be written in place, got one that requires gradients");
 }
@@ -96,6 +88,6 @@ TEST_CASE("a retriever for rows serves tensors") {
     const float* buffer = hits.scores(0).data();
     hits = mnemo::retrieve_into(detached, store, q, std::move(hits));
     CHECK(hits.scores(0).data() == buffer);
-    CHECK(message([&] { detached.retrieve(store, torch::zeros({3})); }) ==
+    CHECK(error_of([&] { detached.retrieve(store, torch::zeros({3})); }) ==
           "mnemo: queries: expected a tensor [rows, d], got Float [3] on cpu");
 }

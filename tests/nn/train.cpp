@@ -2,6 +2,7 @@
 #include <mnemo/nn/train.hpp>
 
 #include <catch.hpp>
+#include <error_of.hpp>
 #include <torch/utils.h>
 
 #include <cstdio>
@@ -10,15 +11,6 @@ namespace {
 
 using namespace mnemo::nn;
 
-std::string message(auto&& f) {
-    try {
-        f();
-    } catch (const mnemo::Error& e) {
-        return e.what();
-    }
-    return "no error";
-}
-
 // Two words that follow each other in a fixed way: a model that learns anything predicts them.
 const std::vector<std::int32_t> tokens = [] {
     std::vector<std::int32_t> ids;
@@ -26,7 +18,7 @@ const std::vector<std::int32_t> tokens = [] {
     return ids;
 }();
 
-TransformerLm made(double dropout = 0) {
+TransformerLm two_word_model(double dropout = 0) {
     torch::manual_seed(5);
     return TransformerLm(
         TransformerLmOptions().vocab_size(12).dim(16).ffn_dim(32).layers(1).heads(2).max_positions(16).dropout(
@@ -51,7 +43,7 @@ TEST_CASE("training learns what can be learned") {
     for (const auto windows : {TrainOptions::Windows::anywhere, TrainOptions::Windows::blocks}) {
         auto o = options(150);
         o.windows = windows;
-        Trainer trainer(made(), tokens, o);
+        Trainer trainer(two_word_model(), tokens, o);
         std::vector<double> losses;
         CHECK(trainer.run([&](std::int64_t done, std::int64_t total, double loss) {
             losses.push_back(loss);
@@ -61,7 +53,7 @@ TEST_CASE("training learns what can be learned") {
         CHECK(losses.front() > 2);
         CHECK(losses.back() < 0.5);
         CHECK(!trainer.model()->is_training());
-        CHECK(message([&] { trainer.step(); }) == "mnemo: training: all 150 steps are done");
+        CHECK(error_of([&] { trainer.step(); }) == "mnemo: training: all 150 steps are done");
     }
 }
 
@@ -69,8 +61,8 @@ TEST_CASE("steps are those of AdamW with clipping") {
     const std::vector<std::int32_t> constant(100, 5); // all windows are alike, so the gradient is known
     auto o = options(10);
     o.warm_up = 2, o.clip = 0.5;
-    Trainer trainer(made(), constant, o);
-    auto reference = made();
+    Trainer trainer(two_word_model(), constant, o);
+    auto reference = two_word_model();
     const auto parameters = reference->parameters();
     const at::Tensor window = at::full({1, o.context}, 5, at::kLong);
     std::vector<at::Tensor> mean(parameters.size()), square(parameters.size());
@@ -102,7 +94,8 @@ TEST_CASE("steps are those of AdamW with clipping") {
 
 TEST_CASE("threads do not change the result") {
     for (const double dropout : {0.0, 0.2}) {
-        Trainer serial(made(dropout), tokens, options(20)), parallel(made(dropout), tokens, options(20));
+        Trainer serial(two_word_model(dropout), tokens, options(20)),
+            parallel(two_word_model(dropout), tokens, options(20));
         serial.run(go_on);
         parallel.run(go_on, mnemo::Threads{2});
         CHECK(same_weights(serial.model(), parallel.model()));
@@ -114,9 +107,9 @@ TEST_CASE("a run that is resumed ends where an unbroken one does") {
     for (const auto windows : {TrainOptions::Windows::anywhere, TrainOptions::Windows::blocks}) {
         auto o = options(30);
         o.windows = windows;
-        Trainer unbroken(made(0.1), tokens, o);
+        Trainer unbroken(two_word_model(0.1), tokens, o);
         unbroken.run(go_on);
-        Trainer first(made(0.1), tokens, o);
+        Trainer first(two_word_model(0.1), tokens, o);
         CHECK(!first.run([](std::int64_t done, std::int64_t, double) { return done < 17; }));
         first.save(path);
         first.step(); // what happens after saving is forgotten
@@ -130,13 +123,13 @@ TEST_CASE("a run that is resumed ends where an unbroken one does") {
     auto other = options(30);
     other.windows = TrainOptions::Windows::blocks;
     other.learning_rate = 0.5;
-    Trainer trainer(made(0.1), tokens, other);
-    CHECK(message([&] { trainer.resume(path); }) ==
+    Trainer trainer(two_word_model(0.1), tokens, other);
+    CHECK(error_of([&] { trainer.resume(path); }) ==
           "mnemo: test_checkpoint.safetensors: learning_rate: expected 0.5 as in this run, got \"0.01\"");
-    Trainer other_tokens(made(0.1), std::span(tokens).subspan(1), options(30));
-    CHECK(message([&] { other_tokens.resume(path); }).find("tokens: expected") != std::string::npos);
-    Trainer other_model(made(0.2), tokens, options(30));
-    CHECK(message([&] { other_model.resume(path); }).find("model: expected") != std::string::npos);
+    Trainer other_tokens(two_word_model(0.1), std::span(tokens).subspan(1), options(30));
+    CHECK(error_of([&] { other_tokens.resume(path); }).find("tokens: expected") != std::string::npos);
+    Trainer other_model(two_word_model(0.2), tokens, options(30));
+    CHECK(error_of([&] { other_model.resume(path); }).find("model: expected") != std::string::npos);
     // A file without a part of the model leaves the run as it was.
     const auto file = mnemo::SafeTensors::open(path);
     auto entries = file.entries();
@@ -144,8 +137,8 @@ TEST_CASE("a run that is resumed ends where an unbroken one does") {
     mnemo::write_safetensors("test_damaged.safetensors", entries, file.metadata());
     auto blocks = options(30);
     blocks.windows = TrainOptions::Windows::blocks;
-    Trainer untouched(made(0.1), tokens, blocks), never(made(0.1), tokens, blocks);
-    CHECK(message([&] { untouched.resume("test_damaged.safetensors"); }).find("fc2.bias") != std::string::npos);
+    Trainer untouched(two_word_model(0.1), tokens, blocks), never(two_word_model(0.1), tokens, blocks);
+    CHECK(error_of([&] { untouched.resume("test_damaged.safetensors"); }).find("fc2.bias") != std::string::npos);
     untouched.run(go_on), never.run(go_on);
     CHECK(same_weights(untouched.model(), never.model()));
     std::remove("test_damaged.safetensors");
@@ -154,7 +147,7 @@ TEST_CASE("a run that is resumed ends where an unbroken one does") {
 
 TEST_CASE("what cannot be trained is refused") {
     const auto making = [](TrainOptions o, std::span<const std::int32_t> ids = tokens) {
-        return message([&] { Trainer(made(), ids, o); });
+        return error_of([&] { Trainer(two_word_model(), ids, o); });
     };
     auto o = options(10);
     o.batch = 5;
@@ -167,6 +160,6 @@ TEST_CASE("what cannot be trained is refused") {
     CHECK(making(options(10), wrong) == "mnemo: training, tokens: expected ids from 0 to 11, got 12");
     o = options(50);
     o.learning_rate = 1e30;
-    Trainer trainer(made(), tokens, o);
-    CHECK(message([&] { trainer.run(go_on); }).find("the loss is not finite") != std::string::npos);
+    Trainer trainer(two_word_model(), tokens, o);
+    CHECK(error_of([&] { trainer.run(go_on); }).find("the loss is not finite") != std::string::npos);
 }

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include <mnemo/nn/fairseq.hpp>
 
+#include "difference.hpp"
 #include <catch.hpp>
+#include <error_of.hpp>
 
 #include <filesystem>
 #include <fstream>
@@ -11,15 +13,6 @@ namespace {
 
 using namespace mnemo::nn;
 using Options = TransformerLmOptions;
-
-std::string message(auto&& f) {
-    try {
-        f();
-    } catch (const mnemo::Error& e) {
-        return e.what();
-    }
-    return "no error";
-}
 
 Options small() { return Options().vocab_size(50).dim(16).ffn_dim(24).layers(2).heads(4).max_positions(20); }
 Options adaptive() {
@@ -60,14 +53,10 @@ at::Tensor ids(std::int64_t batch, std::int64_t rows, std::int64_t first = 4) {
     return at::randint(first, 50, {batch, rows}, at::kLong);
 }
 
-double difference(const at::Tensor& a, const at::Tensor& b) {
-    return a.sizes() == b.sizes() ? (a - b).abs().max().item<double>() : 1e9;
-}
-
-struct Folder {
+struct ModelFolder {
     std::string path;
-    explicit Folder(const std::string& name) : path(name) { std::filesystem::remove_all(path); }
-    ~Folder() { std::filesystem::remove_all(path); }
+    explicit ModelFolder(const std::string& name) : path(name) { std::filesystem::remove_all(path); }
+    ~ModelFolder() { std::filesystem::remove_all(path); }
 };
 
 void copy_config(const std::string& from, const std::string& to, const std::string& text, const std::string& by) {
@@ -107,7 +96,7 @@ TEST_CASE("a token at a time gives what the whole text gives") {
     const auto model = made(small());
     KeyValueCache cache;
     model->forward(ids(2, 3), &cache);
-    CHECK(message([&] { model->forward(ids(3, 1), &cache); }) ==
+    CHECK(error_of([&] { model->forward(ids(3, 1), &cache); }) ==
           "mnemo: tokens: expected batch 2 as in the cache, got 3");
 }
 
@@ -142,7 +131,7 @@ TEST_CASE("taps give the same states alone and together") {
     }
     CHECK(model->tap("ffn_in") == model->tap("ffn_in.1"));
     for (const char* name : {"hidden.3", "hidden.", "hidden.-1", "hidden.1x", "ffn_in.2", "logits", ""})
-        CHECK(message([&] { model->tap(name); }) ==
+        CHECK(error_of([&] { model->tap(name); }) ==
               mnemo::text("mnemo: tap: expected hidden.0 to hidden.2, ffn_in, ffn_in.0 to ffn_in.1 or prehead, got '",
                           std::string_view(name), "'"));
 }
@@ -163,22 +152,22 @@ TEST_CASE("log-probabilities of targets are those of the distribution") {
         const at::Tensor log_p = model->log_prob_target(model->forward(tokens), targets);
         CHECK(loss == Approx(-log_p.index({real}).mean().item<double>()).epsilon(1e-5));
         if (model->adaptive_softmax())
-            CHECK(message([&] { model->logits(states); }) ==
+            CHECK(error_of([&] { model->logits(states); }) ==
                   "mnemo: a model with adaptive softmax has no logits: ask for log-probabilities");
     }
     const auto model = made(small());
-    CHECK(message([&] {
+    CHECK(error_of([&] {
               model->forward(at::full({1, 2}, 50, at::kLong));
           }) == "mnemo: tokens: expected ids from 0 to 49, got 50");
-    CHECK(message([&] {
+    CHECK(error_of([&] {
               model->log_prob_target(at::zeros({2, 16}), at::full({2}, -1, at::kLong));
           }) == "mnemo: targets: expected ids from 0 to 49, got -1");
-    CHECK(message([&] {
+    CHECK(error_of([&] {
               model->log_prob_target(at::zeros({2, 16}), at::zeros({3}, at::kLong));
           }).find("targets:") != std::string::npos);
-    CHECK(message([&] { model->forward(at::zeros({0, 3}, at::kLong)); }).find("tokens:") != std::string::npos);
+    CHECK(error_of([&] { model->forward(at::zeros({0, 3}, at::kLong)); }).find("tokens:") != std::string::npos);
     const auto learned = made(small().learned_positions(true));
-    CHECK(message([&] { learned->forward(ids(1, 21)); }) ==
+    CHECK(error_of([&] { learned->forward(ids(1, 21)); }) ==
           "mnemo: tokens: expected at most 20 in a row (max_target_positions), got 21");
     CHECK(made(small())->forward(ids(1, 30)).size(1) == 30); // sinusoids go on
 }
@@ -208,7 +197,7 @@ TEST_CASE("gradients are those of the loss") {
 
 TEST_CASE("a model is saved and read back") {
     const at::NoGradGuard no_grad;
-    const Folder folder("test_model");
+    const ModelFolder folder("test_model");
     const at::Tensor tokens = ids(2, 9);
     for (const auto& [name, options] : variants()) {
         INFO(name);
@@ -224,7 +213,7 @@ TEST_CASE("a model is saved and read back") {
 
 TEST_CASE("old and repeated names are read") {
     const at::NoGradGuard no_grad;
-    const Folder folder("test_old_model");
+    const ModelFolder folder("test_old_model");
     const auto model = made(small());
     save_transformer_lm(*model, folder.path);
     const auto file = mnemo::SafeTensors::open(folder.path + "/model.safetensors");
@@ -272,28 +261,28 @@ TEST_CASE("old and repeated names are read") {
     write("wrong.safetensors", [&](auto& entries) {
         entries.push_back(mnemo::tensor_entry("decoder.output_projection.weight", tied.shape, other));
     });
-    CHECK(message([&] { loads("wrong.safetensors"); }) ==
+    CHECK(error_of([&] { loads("wrong.safetensors"); }) ==
           "mnemo: test_old_model/wrong.safetensors: tensor \"decoder.output_projection.weight\": expected the same as "
           "the tied embedding, got other values");
     write("unknown.safetensors", [&](auto& entries) { entries.push_back({"decoder.extra", "F32", {0}, {}}); });
-    CHECK(message([&] { loads("unknown.safetensors"); }) ==
+    CHECK(error_of([&] { loads("unknown.safetensors"); }) ==
           "mnemo: test_old_model/unknown.safetensors: tensor \"decoder.extra\": the model of this config has none of "
           "that name");
     write("missing.safetensors", [&](auto& entries) { rename(entries, "layers.1.fc1.bias", "layers.1.fc1.bios"); });
-    CHECK(message([&] { loads("missing.safetensors"); }).find("expected a tensor \"decoder.layers.1.fc1.bias\"") !=
+    CHECK(error_of([&] { loads("missing.safetensors"); }).find("expected a tensor \"decoder.layers.1.fc1.bias\"") !=
           std::string::npos);
     write("shape.safetensors", [&](auto& entries) {
         for (auto& e : entries)
             if (e.name == "decoder.layers.0.fc1.weight") e.shape = {16, 24};
     });
-    CHECK(message([&] { loads("shape.safetensors"); }) ==
+    CHECK(error_of([&] { loads("shape.safetensors"); }) ==
           "mnemo: test_old_model/shape.safetensors: tensor \"decoder.layers.0.fc1.weight\": expected shape [24, 16], "
           "got [16, 24]");
 }
 
 TEST_CASE("versions up to 2 have no final norm") {
     const at::NoGradGuard no_grad;
-    const Folder folder("test_version");
+    const ModelFolder folder("test_version");
     const auto expected = made(small().final_norm(false));
     save_transformer_lm(*made(small()), folder.path); // its config asks for the norm
     const std::string path = folder.path + "/model.safetensors";
@@ -313,14 +302,14 @@ TEST_CASE("versions up to 2 have no final norm") {
 }
 
 TEST_CASE("configs are honoured or refused by name") {
-    const Folder folder("test_config"), changed("test_config_changed");
+    const ModelFolder folder("test_config"), changed("test_config_changed");
     save_transformer_lm(*made(small()), folder.path);
     const auto loading = [&](const std::string& text, const std::string& by) {
         copy_config(folder.path, changed.path, text, by);
-        return message([&] { load_transformer_lm(changed.path); });
+        return error_of([&] { load_transformer_lm(changed.path); });
     };
     const std::string where = "mnemo: test_config_changed/config.json: ";
-    CHECK(loading("\"pad\": 1", "\"pad\": 1, \"tokens_per_sample\": 99, \"arch\": \"any\"") == "no error");
+    CHECK(loading("\"pad\": 1", "\"pad\": 1, \"tokens_per_sample\": 99, \"arch\": \"any\"") == "");
     CHECK(
         loading("\"pad\": 1", "\"pad\": 1, \"quant_noise_pq\": 0.1").find(where + "unknown field \"quant_noise_pq\"") ==
         0);
@@ -345,10 +334,10 @@ TEST_CASE("configs are honoured or refused by name") {
     CHECK(loading("{", "[").find(where + "not JSON") == 0);
     CHECK(loading("\"pad\": 1", "\"pad\": 1, \"pad\": 2") == where + "the name \"pad\" occurs twice");
     CHECK(loading("\"pad\": 1", "\"pad\": -1") == where + "pad: expected at least 0, got \"-1\"");
-    CHECK(message([] { load_transformer_lm("no_such_folder"); }).find("no_such_folder/config.json") !=
+    CHECK(error_of([] { load_transformer_lm("no_such_folder"); }).find("no_such_folder/config.json") !=
           std::string::npos);
 
-    const auto making = [](const Options& options) { return message([&] { TransformerLm model(options); }); };
+    const auto making = [](const Options& options) { return error_of([&] { TransformerLm model(options); }); };
     CHECK(making(adaptive().adaptive_input_factor(8).input_dim(16)) ==
           "mnemo: adaptive factor: band 2 would have embeddings of width 0 (16 / 8^2)");
     CHECK(making(adaptive().adaptive_input_cutoff({30, 10})).find("mnemo: adaptive cutoffs:") == 0);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "catch.hpp"
+#include "noise.hpp"
 
 #include <mnemo/papers/adaptive_lambda.hpp>
 #include <mnemo/retrieve/exact.hpp>
@@ -10,13 +11,6 @@
 using namespace mnemo;
 
 namespace {
-
-Matrix noise(index_t rows, index_t cols, std::uint32_t seed) {
-    std::mt19937 random(seed);
-    Matrix out(rows, cols);
-    for (float& x : out.data) x = std::uniform_real_distribution<float>(-1, 1)(random);
-    return out;
-}
 
 LambdaNetwork small_network(std::uint64_t seed = 3) { return LambdaNetwork({lambda_features(6, 2), 8, 2, 0.2f}, seed); }
 

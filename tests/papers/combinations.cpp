@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "catch.hpp"
+#include "noise.hpp"
 
 #include <mnemo/papers/combinations.hpp>
 #include <mnemo/papers/trime.hpp>
@@ -68,12 +69,6 @@ static_assert(fits<KnowledgeTokens, RetrieveSegments<Exact<L2>>, Votes>);
 static_assert(!fits<KnowledgeSnapshot, RetrieveSegments<Exact<L2>>, Votes>); // its values are vectors
 static_assert(EditableStore<Tokens> && !EditableStore<RingStore> && !EditableStore<Joined>);
 
-Matrix noise(index_t rows, index_t cols, std::uint32_t seed) {
-    std::mt19937 random(seed);
-    Matrix out(rows, cols);
-    for (float& x : out.data) x = std::uniform_real_distribution<float>(-1, 1)(random);
-    return out;
-}
 std::vector<std::int32_t> tokens(index_t n) {
     std::vector<std::int32_t> out;
     for (index_t i = 0; i < n; ++i) out.push_back(static_cast<std::int32_t>(i * 7 % 5));

@@ -10,7 +10,7 @@
 using namespace mnemo;
 
 namespace {
-struct Tokens {
+struct SweptTokens {
     using value_type = std::int32_t;
     std::vector<std::int32_t> values;
     index_t key_dim() const { return 1; }
@@ -18,17 +18,17 @@ struct Tokens {
     std::int32_t value(index_t id) const { return values[static_cast<std::size_t>(id)]; }
 };
 
-struct Case {
-    Tokens store;
+struct SweptCase {
+    SweptTokens store;
     Hits hits;
     std::vector<std::int32_t> targets;
     std::vector<float> log_p;
     TargetLogProbs text() { return {targets, log_p}; }
 };
-Case random_case(unsigned seed, index_t rows, index_t k) {
+SweptCase random_case(unsigned seed, index_t rows, index_t k) {
     std::mt19937 random(seed);
     std::uniform_real_distribution<float> score(-9, 0);
-    Case c;
+    SweptCase c;
     for (int i = 0; i < 50; ++i) c.store.values.push_back(static_cast<std::int32_t>(random() % 5));
     for (index_t row = 0; row < rows; ++row) {
         std::vector<float> scores(static_cast<std::size_t>(row == 3 ? 0 : k)); // one row recalls nothing
@@ -49,7 +49,7 @@ double perplexity(const std::vector<float>& log_p) {
 } // namespace
 
 TEST_CASE("a sweep gives what each setting gives by itself") {
-    Case c = random_case(1, 20, 16);
+    SweptCase c = random_case(1, 20, 16);
     const KnnLmGrid grid{{1, 4, 16, 100}, {0.5f, 1, 10}, {0, 0.25f, 0.9f, 1}};
     const KnnLmSweep all = sweep(grid, c.hits, c.store, c.text());
     REQUIRE(all.perplexity.size() == 4 * 3 * 4);
@@ -74,7 +74,7 @@ TEST_CASE("a sweep gives what each setting gives by itself") {
 }
 
 TEST_CASE("the best setting of a sweep is its lowest perplexity") {
-    Case c = random_case(2, 30, 16);
+    SweptCase c = random_case(2, 30, 16);
     const KnnLmSweep all = sweep({{2, 8, 16}, {1, 3}, {0.1f, 0.5f, 0.8f}}, c.hits, c.store, c.text());
     CHECK(all.at(all.best()) == *std::min_element(all.perplexity.begin(), all.perplexity.end()));
     const KnnLmSetting best = all.best();
@@ -85,7 +85,7 @@ TEST_CASE("the best setting of a sweep is its lowest perplexity") {
 }
 
 TEST_CASE("lambda 0 is the host, whatever was recalled") {
-    Case c = random_case(3, 10, 8);
+    SweptCase c = random_case(3, 10, 8);
     CHECK(sweep({{8}, {1}, {0}}, c.hits, c.store, c.text()).at(0, 0, 0) == perplexity(c.log_p));
     CHECK(sweep({0}, Unigram::of(c.store, 5), c.text()).at(0, 0, 0) == perplexity(c.log_p));
     c.targets.pop_back();
@@ -93,7 +93,7 @@ TEST_CASE("lambda 0 is the host, whatever was recalled") {
 }
 
 TEST_CASE("the unigram control counts values") {
-    const Tokens store{{1, 1, 1, 2}};
+    const SweptTokens store{{1, 1, 1, 2}};
     std::vector<std::int32_t> targets{1, 2, 9};
     std::vector<float> log_p{-1, -1, -1};
     const TargetLogProbs text{targets, log_p};
@@ -103,7 +103,7 @@ TEST_CASE("the unigram control counts values") {
 }
 
 TEST_CASE("neighbours come with their share of the vote") {
-    Case c = random_case(4, 5, 12);
+    SweptCase c = random_case(4, 5, 12);
     const auto found = neighbours(c.hits, 0, c.store, 3);
     REQUIRE(found.size() == 12);
     double sum = 0, ones = 0;
@@ -123,7 +123,7 @@ TEST_CASE("neighbours come with their share of the vote") {
 
 TEST_CASE("an explanation shows the text before each entry") {
     const Bpe bpe; // bytes only
-    Tokens store;
+    SweptTokens store;
     for (const char c : std::string("one\ntwo, one two")) store.values.push_back(Bpe::first_byte + c);
     const std::vector<Neighbour> found{{15, Bpe::first_byte + 'o', -0.5f, 0.75f},
                                        {6, Bpe::first_byte + 'o', -1, 0.25f}};

@@ -11,17 +11,17 @@ using namespace mnemo;
 namespace {
 
 constexpr index_t kDim = 6;
-constexpr std::int32_t kVocab = 9;
+constexpr std::int32_t kWords = 9;
 
 struct Text {
     Matrix keys, logits;
     std::vector<std::int32_t> tokens;
-    Text(index_t n, unsigned seed) : keys(n, kDim), logits(n, kVocab) {
+    Text(index_t n, unsigned seed) : keys(n, kDim), logits(n, kWords) {
         std::mt19937 random(seed);
         std::normal_distribution<float> normal;
         for (float& x : keys.data) x = normal(random);
         for (float& x : logits.data) x = normal(random);
-        for (index_t i = 0; i < n; ++i) tokens.push_back(static_cast<std::int32_t>(random() % kVocab));
+        for (index_t i = 0; i < n; ++i) tokens.push_back(static_cast<std::int32_t>(random() % kWords));
     }
 };
 struct Scored {

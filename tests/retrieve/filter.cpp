@@ -16,7 +16,7 @@ using namespace mnemo;
 
 namespace {
 
-constexpr index_t kKeys = 4500, kQueries = 130; // enough of both for every format of the filter
+constexpr index_t kFilteredKeys = 4500, kFilteredQueries = 130; // enough of both for every format of the filter
 
 struct Data {
     const char* name;
@@ -81,11 +81,11 @@ const std::vector<Data> adversaries = {
 };
 
 template <class MetricT, class Key> void check(const Data& data, index_t d, index_t k) {
-    Matrix keys = clustered(kKeys, d, 1), queries = clustered(kQueries, d, 2);
+    Matrix keys = clustered(kFilteredKeys, d, 1), queries = clustered(kFilteredQueries, d, 2);
     data.change(keys, queries);
     TokenStore<Key> store(d);
-    store.append(keys, numbered(kKeys));
-    for (index_t id = 5; id < kKeys; id += 11) store.erase(id);
+    store.append(keys, numbered(kFilteredKeys));
+    for (index_t id = 5; id < kFilteredKeys; id += 11) store.erase(id);
     INFO(data.name << ", " << name(MetricT::metric) << ", d = " << d << ", k = " << k);
     const Answer expected = brute_force<MetricT>(store, queries, k);
     for (const SimdLevel level : simd_levels()) {
@@ -109,12 +109,12 @@ TEMPLATE_TEST_CASE("what the filter leaves out is never among the k best", "", L
 }
 
 TEST_CASE("a NaN among the queries of a block changes nothing for the others") {
-    const Matrix keys = clustered(kKeys, 24, 1);
-    Matrix queries = clustered(kQueries, 24, 2);
+    const Matrix keys = clustered(kFilteredKeys, 24, 1);
+    Matrix queries = clustered(kFilteredQueries, 24, 2);
     queries[17][3] = std::numeric_limits<float>::quiet_NaN();
     queries[18][3] = std::numeric_limits<float>::infinity();
     TokenStore<> store(24);
-    store.append(keys, numbered(kKeys));
+    store.append(keys, numbered(kFilteredKeys));
     CHECK(answer(Exact<L2>{50}.retrieve(store, queries)) == brute_force<L2>(store, queries, 50));
     CHECK(Exact<L2>{50}.retrieve(store, queries).ids(17).empty());
     CHECK(answer(Exact<InnerProduct>{50}.retrieve(store, queries)) == brute_force<InnerProduct>(store, queries, 50));
@@ -168,7 +168,7 @@ TEST_CASE("guessed thresholds lose nothing") {
 
 TEMPLATE_TEST_CASE("a packed copy follows its store", "", L2, InnerProduct, Cosine) {
     const index_t d = 37;
-    const Matrix keys = clustered(kKeys, d, 1), queries = clustered(20, d, 2);
+    const Matrix keys = clustered(kFilteredKeys, d, 1), queries = clustered(20, d, 2);
     for (const FilterFormat format : {FilterFormat::int8, FilterFormat::rotated_int8, FilterFormat::bfloat16}) {
         INFO(name(format));
         Packed<TokenStore<>, TestType> store(TokenStore<>(d), format);
@@ -209,9 +209,9 @@ TEMPLATE_TEST_CASE("a packed copy follows its store", "", L2, InnerProduct, Cosi
 }
 
 TEST_CASE("a search with a packed copy allocates nothing after the first") {
-    const Matrix keys = clustered(kKeys, 32, 1), queries = clustered(16, 32, 2);
+    const Matrix keys = clustered(kFilteredKeys, 32, 1), queries = clustered(16, 32, 2);
     Packed<TokenStore<half>, L2> store(TokenStore<half>(32));
-    store.append(keys, numbered(kKeys));
+    store.append(keys, numbered(kFilteredKeys));
     for (const index_t batch : {1, 4, 16}) {
         const Rows some = Rows(queries).slice(0, batch);
         Hits hits = Exact<L2>{50}.retrieve(store, some);

@@ -17,7 +17,7 @@ using namespace mnemo;
 
 namespace {
 // Row i is first + i in every column: exact in fp16, and a torn row shows.
-Matrix counting(index_t rows, index_t cols, index_t first = 0) {
+Matrix counting_rows(index_t rows, index_t cols, index_t first = 0) {
     Matrix m(rows, cols);
     for (index_t i = 0; i < rows; ++i)
         for (float& x : m[i]) x = static_cast<float>(first + i);
@@ -48,8 +48,8 @@ TEST_CASE("knowledge: what was appended is read, in the next snapshot") {
     KnowledgeStore store(3, 5, 2);
     const auto before = store.snapshot();
     const std::vector<std::uint16_t> documents = {1, 2, 3, 0, 5, 6};
-    CHECK(store.append(counting(3, 3), counting(3, 5, 10), "wiki", {documents.data(), 3, 2}) == 0);
-    CHECK(store.append(counting(2, 3, 3), counting(2, 5, 13), "news", {documents.data(), 2, 2}) == 3);
+    CHECK(store.append(counting_rows(3, 3), counting_rows(3, 5, 10), "wiki", {documents.data(), 3, 2}) == 0);
+    CHECK(store.append(counting_rows(2, 3, 3), counting_rows(2, 5, 13), "news", {documents.data(), 2, 2}) == 3);
     const auto after = store.snapshot();
     CHECK(before->size() == 0);
     CHECK(before->version() == 0);
@@ -73,7 +73,7 @@ TEST_CASE("knowledge: what was appended is read, in the next snapshot") {
 
 TEST_CASE("knowledge: a replaced entry keeps its id, an erased one loses it, earlier snapshots keep both") {
     KnowledgeStore store(2, 2);
-    store.append(counting(4, 2), counting(4, 2));
+    store.append(counting_rows(4, 2), counting_rows(4, 2));
     const auto before = store.snapshot();
     store.replace(1, constant(2, 50), constant(2, 60));
     store.erase(2);
@@ -96,18 +96,18 @@ TEST_CASE("knowledge: a replaced entry keeps its id, an erased one loses it, ear
     CHECK(compact->size() == 3);
     CHECK(living_ids(*compact) == std::vector<index_t>{0, 1, 3});
     CHECK(wide(compact->key(1)) == constant(2, 70));
-    CHECK(store.append(counting(1, 2), counting(1, 2)) == 4); // an id is not used again
+    CHECK(store.append(counting_rows(1, 2), counting_rows(1, 2)) == 4); // an id is not used again
     store.erase(0), store.erase(1), store.erase(3), store.erase(4);
     store.compact();
     CHECK(store.snapshot()->size() == 0);
-    CHECK(store.append(counting(1, 2), counting(1, 2)) == 5);
+    CHECK(store.append(counting_rows(1, 2), counting_rows(1, 2)) == 5);
 }
 
 TEST_CASE("knowledge: rows that lie elsewhere are used where they are, and edited beside") {
     auto memory = std::make_shared<std::vector<half>>(12);
     for (std::size_t i = 0; i < 12; ++i) (*memory)[i] = to_half(static_cast<float>(i));
     KnowledgeStore store(2, 2);
-    store.append(counting(1, 2, 100), counting(1, 2, 100));
+    store.append(counting_rows(1, 2, 100), counting_rows(1, 2, 100));
     store.append(MatrixView<const half>(memory->data(), 3, 2), MatrixView<const half>(memory->data() + 6, 3, 2), memory,
                  "file");
     const auto first = store.snapshot();
@@ -123,8 +123,8 @@ TEST_CASE("knowledge: rows that lie elsewhere are used where they are, and edite
 
 TEST_CASE("knowledge: the whole base is exchanged at once") {
     KnowledgeStore store(2, 3), fresh(2, 3), narrow(1, 3);
-    store.append(counting(3, 2), counting(3, 3), "old");
-    fresh.append(counting(5, 2, 20), counting(5, 3, 20), "new");
+    store.append(counting_rows(3, 2), counting_rows(3, 3), "old");
+    fresh.append(counting_rows(5, 2, 20), counting_rows(5, 3, 20), "new");
     fresh.erase(0);
     const auto before = store.snapshot();
     store.swap_base(std::move(fresh));
@@ -138,26 +138,26 @@ TEST_CASE("knowledge: the whole base is exchanged at once") {
     CHECK_THROWS_AS(store.swap_base(std::move(narrow)), Error);
     CHECK_THROWS_AS(store.swap_base(std::move(store)), Error);
     store.replace(1, constant(2, 9), constant(3, 9)); // what came over can be edited
-    CHECK(store.append(counting(1, 2), counting(1, 3)) == 5);
+    CHECK(store.append(counting_rows(1, 2), counting_rows(1, 3)) == 5);
     CHECK(living_ids(*store.snapshot()) == std::vector<index_t>{2, 3, 4, 1, 5});
 }
 
 TEST_CASE("knowledge: wrong sizes and numbers change nothing") {
     KnowledgeStore store(2, 2);
-    store.append(counting(2, 2), counting(2, 2));
+    store.append(counting_rows(2, 2), counting_rows(2, 2));
     Matrix large(2, 2);
     large[1][0] = 70000; // not finite in fp16
     const std::string message = [&]() -> std::string {
         try {
-            store.append(counting(2, 2), large);
+            store.append(counting_rows(2, 2), large);
         } catch (const Error& e) {
             return e.what();
         }
         return {};
     }();
     CHECK(message.find("row 1, column 0") != std::string::npos);
-    CHECK_THROWS_AS(store.append(counting(2, 3), counting(2, 2)), Error);
-    CHECK_THROWS_AS(store.append(counting(2, 2), counting(1, 2)), Error);
+    CHECK_THROWS_AS(store.append(counting_rows(2, 3), counting_rows(2, 2)), Error);
+    CHECK_THROWS_AS(store.append(counting_rows(2, 2), counting_rows(1, 2)), Error);
     CHECK_THROWS_AS(store.replace(0, constant(2, std::numeric_limits<float>::quiet_NaN()), constant(2, 0)), Error);
     CHECK_THROWS_AS(store.replace(0, constant(2, 0), constant(1, 0)), Error);
     CHECK_THROWS_AS(KnowledgeStore(0, 1), Error);
@@ -210,11 +210,11 @@ TEST_CASE("knowledge: search by parts finds what search of the whole finds") {
 
 TEST_CASE("attribution says which entries fired, by id, and how often a source was used") {
     KnowledgeStore store(1, 1);
-    store.append(counting(3, 1), counting(3, 1), "a");
-    store.append(counting(2, 1, 3), counting(2, 1, 3), "b");
+    store.append(counting_rows(3, 1), counting_rows(3, 1), "a");
+    store.append(counting_rows(2, 1, 3), counting_rows(2, 1, 3), "b");
     store.replace(0, constant(1, 10), constant(1, 10)); // the best now, in row 5
     const auto snapshot = store.snapshot();
-    const Matrix queries = counting(2, 1, 1);
+    const Matrix queries = counting_rows(2, 1, 1);
     const Hits hits = RetrieveSegments{Exact<InnerProduct>{2}, 2}.retrieve(*snapshot, queries);
     Attribution fired;
     fired.add(4, 1, hits, *snapshot);
@@ -231,7 +231,7 @@ TEST_CASE("attribution says which entries fired, by id, and how often a source w
 TEST_CASE("knowledge: readers beside an editor never see half an entry") {
     const index_t d = 16;
     KnowledgeStore store(d, d);
-    store.append(counting(64, d), counting(64, d));
+    store.append(counting_rows(64, d), counting_rows(64, d));
     std::atomic<bool> done{false};
     std::atomic<index_t> torn{0}, read{0};
     const auto whole = [](std::span<const half> row) {
@@ -285,7 +285,7 @@ TEST_CASE("knowledge: readers beside an editor never see half an entry") {
         case 3:
             if (edits % 64 == 0) {
                 KnowledgeStore fresh(d, d);
-                fresh.append(counting(64, d), counting(64, d));
+                fresh.append(counting_rows(64, d), counting_rows(64, d));
                 store.swap_base(std::move(fresh));
                 ids.resize(64);
                 std::iota(ids.begin(), ids.end(), 0);

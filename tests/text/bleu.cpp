@@ -7,7 +7,7 @@ using namespace mnemo;
 namespace {
 
 using Words = std::vector<std::string>;
-Bleu corpus(const Words& outputs, const Words& references) {
+Bleu bleu_of(const Words& outputs, const Words& references) {
     Bleu bleu;
     for (std::size_t i = 0; i < outputs.size(); ++i) bleu.add(outputs[i], references[i]);
     return bleu;
@@ -42,22 +42,22 @@ TEST_CASE("13a words are sacreBLEU's") {
 }
 
 TEST_CASE("corpus scores are sacreBLEU's") {
-    const Bleu houses = corpus({"Das Haus ist gross.", "Ein Baum steht im Garten, nicht wahr?"},
-                               {"Das Haus ist sehr gross.", "Ein Baum steht hier im Garten, nicht wahr?"});
+    const Bleu houses = bleu_of({"Das Haus ist gross.", "Ein Baum steht im Garten, nicht wahr?"},
+                                {"Das Haus ist sehr gross.", "Ein Baum steht hier im Garten, nicht wahr?"});
     CHECK(houses.score() == Approx(57.04377381320254).epsilon(1e-9));
     CHECK(houses.precision(1) == Approx(100));
     CHECK(houses.precision(2) == Approx(83.33333333333333));
     CHECK(houses.precision(4) == Approx(37.5));
     CHECK(houses.brevity() == Approx(0.8668778997501817));
-    const Bleu the = corpus({"the the the the the the the"}, {"The cat is on the mat"});
+    const Bleu the = bleu_of({"the the the the the the the"}, {"The cat is on the mat"});
     CHECK(the.score() == Approx(6.567274736060395).epsilon(1e-9));
     CHECK(the.precision(4) == Approx(3.125));
-    CHECK(corpus({"one two three four five", "six seven"}, {"one two three four five", "six seven"}).score() ==
+    CHECK(bleu_of({"one two three four five", "six seven"}, {"one two three four five", "six seven"}).score() ==
           Approx(100));
-    CHECK(corpus({"", "hello there general kenobi"}, {"something", "hello there general kenobi !"}).score() ==
+    CHECK(bleu_of({"", "hello there general kenobi"}, {"something", "hello there general kenobi !"}).score() ==
           Approx(60.653065971263366).epsilon(1e-9));
-    CHECK(corpus({"a b c", "x y"}, {"a c b", "z w"}).score() == 0); // no line of four words
-    CHECK(corpus({"a b"}, {"a b"}).score() == 0);
+    CHECK(bleu_of({"a b c", "x y"}, {"a c b", "z w"}).score() == 0); // no line of four words
+    CHECK(bleu_of({"a b"}, {"a b"}).score() == 0);
     CHECK(Bleu().score() == 0);
 }
 

@@ -2,6 +2,7 @@
 #include <mnemo/text/bpe.hpp>
 
 #include <catch.hpp>
+#include <error_of.hpp>
 
 #include <map>
 #include <random>
@@ -67,24 +68,15 @@ std::vector<std::string> learn_slowly(std::string_view text, std::size_t merges)
     return learned;
 }
 
-std::string message(auto&& f) {
-    try {
-        f();
-    } catch (const mnemo::Error& e) {
-        return e.what();
-    }
-    return "no error";
-}
-
 } // namespace
 
 TEST_CASE("words of code and prose") {
-    using Words = std::vector<std::string>;
+    using Expected = std::vector<std::string>;
     CHECK(words_of("int x_1 = f(a);\n    return;") ==
-          Words{"int", " x_", "1", " =", " f", "(", "a", ");", "\n    ", "return", ";"});
-    CHECK(words_of("a   b\t\tc  ") == Words{"a", "  ", " b", "\t\t", "c", "  "});
-    CHECK(words_of("\r\n\n  \n") == Words{"\r\n\n  ", "\n"});
-    CHECK(words_of("na\xc3\xafve 42 ") == Words{"na\xc3\xafve", " 42", " "});
+          Expected{"int", " x_", "1", " =", " f", "(", "a", ");", "\n    ", "return", ";"});
+    CHECK(words_of("a   b\t\tc  ") == Expected{"a", "  ", " b", "\t\t", "c", "  "});
+    CHECK(words_of("\r\n\n  \n") == Expected{"\r\n\n  ", "\n"});
+    CHECK(words_of("na\xc3\xafve 42 ") == Expected{"na\xc3\xafve", " 42", " "});
     CHECK(words_of(std::string(300, 'x')).size() == 3);
     for (unsigned seed = 0; seed < 20; ++seed) {
         const std::string s = random_bytes(500, seed);
@@ -102,7 +94,7 @@ TEST_CASE("merges are those of the definition") {
         for (std::size_t i = 0; i < expected.size(); ++i)
             CHECK(bpe.token(260 + static_cast<mnemo::index_t>(i)) == expected[i]);
     }
-    CHECK(message([] { Bpe::learn("abc", 100); }) == "mnemo: bpe vocabulary: expected 260 to 1000000 ids, got 100");
+    CHECK(error_of([] { Bpe::learn("abc", 100); }) == "mnemo: bpe vocabulary: expected 260 to 1000000 ids, got 100");
     CHECK(Bpe::learn("", 400).vocab_size() == 260);
 }
 
@@ -121,8 +113,8 @@ TEST_CASE("an encoding decodes to the same bytes") {
     std::vector<std::int32_t> appended{Bpe::eos};
     bpe.encode("class Matrix", appended);
     CHECK((appended[0] == Bpe::eos && appended.size() > 1));
-    CHECK(message([&] { bpe.token(bpe.vocab_size()); }) == "mnemo: token id: expected 0 to 299, got 300");
-    CHECK(message([&] { bpe.decode(std::vector<std::int32_t>{-1}); }) == "mnemo: token id: expected 0 to 299, got -1");
+    CHECK(error_of([&] { bpe.token(bpe.vocab_size()); }) == "mnemo: token id: expected 0 to 299, got 300");
+    CHECK(error_of([&] { bpe.decode(std::vector<std::int32_t>{-1}); }) == "mnemo: token id: expected 0 to 299, got -1");
 }
 
 TEST_CASE("a long word costs no more than as many short ones") {
@@ -146,14 +138,14 @@ TEST_CASE("a tokenizer is saved and read back") {
     bpe.save(path);
     CHECK(Bpe::load(path).to_text() == bpe.to_text());
     std::remove(path.c_str());
-    CHECK(message([] { Bpe::load("no/such/file"); }) ==
+    CHECK(error_of([] { Bpe::load("no/such/file"); }) ==
           "mnemo: no/such/file: cannot be read: No such file or directory");
-    CHECK(message([&] { bpe.save("no/such/file"); }) ==
+    CHECK(error_of([&] { bpe.save("no/such/file"); }) ==
           "mnemo: no/such/file: cannot be written: No such file or directory");
 }
 
 TEST_CASE("a damaged tokenizer file is refused") {
-    const auto reads = [](const std::string& s) { return message([&] { Bpe::from_text(s, "t.txt"); }); };
+    const auto reads = [](const std::string& s) { return error_of([&] { Bpe::from_text(s, "t.txt"); }); };
     CHECK(reads("") == "mnemo: t.txt: expected line 1, got the end of the file");
     CHECK(reads("mnemo bpe 2\n") == "mnemo: t.txt, line 1: expected 'mnemo bpe 1', got 'mnemo bpe 2'");
     CHECK(reads("mnemo bpe 1\nmerges -3\n") ==

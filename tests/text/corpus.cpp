@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include <catch.hpp>
+#include <error_of.hpp>
 #include <mnemo/text/corpus.hpp>
 
 #include <set>
@@ -19,14 +20,6 @@ struct Folder {
         std::ofstream(path / name, std::ios::binary) << content;
     }
 };
-std::string message_of(auto&& f) {
-    try {
-        f();
-    } catch (const Error& e) {
-        return e.what();
-    }
-    return "nothing was thrown";
-}
 } // namespace
 
 TEST_CASE("comments at the head go, others stay") {
@@ -58,7 +51,7 @@ TEST_CASE("a folder is read in one order, without what is no text") {
     CHECK(files[2].text == body);
     CHECK(read_folder(folder.path, {"b"}).size() == 2);
     CHECK(read_folder(folder.path, {"b"})[0].name == "b/one"); // below root, wherever the folder begins
-    CHECK(message_of([&] { read_folder(folder.path, {"c"}); }).find("expected a folder of text files") !=
+    CHECK(error_of([&] { read_folder(folder.path, {"c"}); }).find("expected a folder of text files") !=
           std::string::npos);
     CHECK(read_folder(folder.path, {".", "b"}).size() == 3); // nothing twice
     CHECK_THROWS_AS(read_text(folder.path / "none"), Error);
@@ -126,8 +119,8 @@ TEST_CASE("installed headers are found by what they hold") {
     fs::remove_all(folder.path / "eigen3");
     CHECK(installed_headers(folders).front().name == "libstdc++");
     CHECK(installed_headers(folders).size() == 2);
-    CHECK(message_of([&] { installed_headers({folder.path / "missing"}); }).find("libeigen3-dev") != std::string::npos);
-    CHECK(message_of([&] { find_headers("boost", folders); }).find("got boost") != std::string::npos);
+    CHECK(error_of([&] { installed_headers({folder.path / "missing"}); }).find("libeigen3-dev") != std::string::npos);
+    CHECK(error_of([&] { find_headers("boost", folders); }).find("got boost") != std::string::npos);
 }
 
 TEST_CASE("named files and folders are one list of documents") {

@@ -9,37 +9,37 @@ using namespace mnemo;
 
 namespace {
 const MaskingOptions options{2, 3, 4, 0, 50, -1, 0.15, 0.8, 8, 1000};
-using Ids = std::vector<std::int32_t>;
+using TokenIds = std::vector<std::int32_t>;
 } // namespace
 
 TEST_CASE("masked pairs: rows are framed, padded to the alignment and have no targets") {
-    const Ids a = {10, 11, 12}, b = {20}, longer = {5, 6, 7, 8, 9};
+    const TokenIds a = {10, 11, 12}, b = {20}, longer = {5, 6, 7, 8, 9};
     const std::vector<TokenPair> pairs = {{a, b}, {longer, {}}};
     const MaskedBatch batch = collate_pairs(pairs, options);
     CHECK(batch.rows == 2);
     CHECK(batch.cols == 8);
-    CHECK(batch.tokens == Ids{2, 10, 11, 12, 3, 20, 3, 0, 2, 5, 6, 7, 8, 9, 3, 3});
-    CHECK(batch.segments == Ids{0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1});
-    CHECK(batch.attention == Ids{1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 1});
-    CHECK(batch.labels == Ids(16, -1));
+    CHECK(batch.tokens == TokenIds{2, 10, 11, 12, 3, 20, 3, 0, 2, 5, 6, 7, 8, 9, 3, 3});
+    CHECK(batch.segments == TokenIds{0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1});
+    CHECK(batch.attention == TokenIds{1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1, 1});
+    CHECK(batch.labels == TokenIds(16, -1));
     MaskedBatch targets = batch;
     const std::vector<index_t> positions = {1, 5};
-    set_targets(targets, 0, positions, Ids{30, 31});
+    set_targets(targets, 0, positions, TokenIds{30, 31});
     CHECK(targets.labels[1] == 30);
     CHECK(targets.labels[5] == 31);
-    CHECK_THROWS_AS(set_targets(targets, 2, positions, Ids{1, 2}), Error);
-    CHECK_THROWS_AS(set_targets(targets, 0, positions, Ids{1}), Error);
-    CHECK_THROWS_AS(set_targets(targets, 0, std::vector<index_t>{8}, Ids{1}), Error);
+    CHECK_THROWS_AS(set_targets(targets, 2, positions, TokenIds{1, 2}), Error);
+    CHECK_THROWS_AS(set_targets(targets, 0, positions, TokenIds{1}), Error);
+    CHECK_THROWS_AS(set_targets(targets, 0, std::vector<index_t>{8}, TokenIds{1}), Error);
     CHECK(collate_pairs({}, options).rows == 0);
-    const Ids bad = {50};
+    const TokenIds bad = {50};
     const std::vector<TokenPair> outside = {{bad, {}}};
     CHECK_THROWS_AS(collate_pairs(outside, options), Error);
 }
 
 TEST_CASE("masked pairs: dynamic masking leaves special tokens alone and keeps its proportions") {
-    Ids words(4000);
+    TokenIds words(4000);
     for (std::size_t i = 0; i < words.size(); ++i) words[i] = 5 + static_cast<std::int32_t>(i % 45);
-    const Ids few = {7};
+    const TokenIds few = {7};
     MaskingOptions wide = options;
     wide.max_width = 5000;
     const std::vector<TokenPair> pairs = {{words, few}, {few, words}};
@@ -65,7 +65,7 @@ TEST_CASE("masked pairs: dynamic masking leaves special tokens alone and keeps i
 }
 
 TEST_CASE("masked pairs: static masking chooses the stated number of positions") {
-    const Ids a(40, 9), one = {8};
+    const TokenIds a(40, 9), one = {8};
     const std::vector<TokenPair> pairs = {{a, one}, {one, {}}, {{}, {}}};
     const MaskedBatch before = collate_pairs(pairs, options);
     MaskedBatch batch = before;
@@ -83,11 +83,11 @@ TEST_CASE("masked pairs: static masking chooses the stated number of positions")
 }
 
 TEST_CASE("documents are cut between sentences, lose no token and keep to their bounds") {
-    Ids tokens(100);
+    TokenIds tokens(100);
     std::iota(tokens.begin(), tokens.end(), 1);
     const std::vector<index_t> sentences = {4, 12, 3, 50, 1, 0, 30};
     const DocumentRows rows = cut_documents({tokens, sentences}, {10, 20});
-    Ids read;
+    TokenIds read;
     std::vector<index_t> sizes;
     for (index_t i = 0; i < rows.rows(); ++i) {
         const auto row = rows.view()[i];
@@ -104,7 +104,7 @@ TEST_CASE("documents are cut between sentences, lose no token and keep to their 
     CHECK(framed.view()[5][11] == 102); // 100 = 5 * 18 + 10
     CHECK(framed.rows() == 6);
     CHECK(cut_documents({}, {10, 20}).rows() == 0);
-    const Ids padding = {0}, large = {65536};
+    const TokenIds padding = {0}, large = {65536};
     CHECK_THROWS_AS(cut_documents({padding, {}}, {10, 20}), Error);
     CHECK_THROWS_AS(cut_documents({large, {}}, {10, 20}), Error);
     CHECK_THROWS_AS(cut_documents({tokens, {}}, {10, 2, 101, 102}), Error);

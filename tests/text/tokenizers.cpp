@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include <catch.hpp>
+#include <error_of.hpp>
 #include <mnemo/text/llama_tokenizer.hpp>
 #include <mnemo/text/special_tokens.hpp>
 #include <mnemo/text/word_dictionary.hpp>
@@ -28,14 +29,6 @@ std::vector<std::pair<std::string, float>> byte_vocabulary() {
         tokens.emplace_back(name, 0.0f);
     }
     return tokens;
-}
-std::string message_of(auto&& f) {
-    try {
-        f();
-    } catch (const Error& e) {
-        return e.what();
-    }
-    return {};
 }
 } // namespace
 
@@ -120,14 +113,14 @@ TEST_CASE("llama's tokenizer merges by score and spells what it does not know") 
     REQUIRE_THROWS_AS(t.piece(266), Error);
     REQUIRE_THROWS_AS(t.decode(std::vector<std::int32_t>{-1}), Error);
 
-    REQUIRE(message_of([&] { LlamaTokenizer::parse(llama_file(tokens), 267, "f"); }).find("token 266") !=
+    REQUIRE(error_of([&] { LlamaTokenizer::parse(llama_file(tokens), 267, "f"); }).find("token 266") !=
             std::string::npos);
-    REQUIRE(message_of([&] { LlamaTokenizer::parse(llama_file(tokens), 265, "f"); }).find("another model") !=
+    REQUIRE(error_of([&] { LlamaTokenizer::parse(llama_file(tokens), 265, "f"); }).find("another model") !=
             std::string::npos);
     // Without tokens for the bytes nothing is lost silently.
     const auto small = LlamaTokenizer::parse(llama_file({{"<unk>", 0.0f}, {"a", 0.0f}, {" ", 0.0f}}));
     REQUIRE(small.encode("a", false) == std::vector<std::int32_t>{2, 1});
-    REQUIRE(message_of([&] { small.encode("c"); }).find("byte 99") != std::string::npos);
+    REQUIRE(error_of([&] { small.encode("c"); }).find("byte 99") != std::string::npos);
 }
 
 TEST_CASE("a long word of llama's tokenizer takes no quadratic time") {
@@ -153,7 +146,7 @@ TEST_CASE("fairseq's dictionary cuts lines as Python does") {
     REQUIRE_THROWS_AS(d.word(7), Error);
     for (const std::string bad :
          {"the\n", "the x\n", "the -1\n", " 3\n", "a 1\na 2\n", "<pad> 3\n", "\xFF 3\n", "\n"}) {
-        const std::string message = message_of([&] { WordDictionary::parse(bad, "dict"); });
+        const std::string message = error_of([&] { WordDictionary::parse(bad, "dict"); });
         INFO(bad);
         REQUIRE(message.find("dict, line ") != std::string::npos);
     }

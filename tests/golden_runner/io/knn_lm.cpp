@@ -17,7 +17,7 @@ using golden::Fixture;
 using golden::Tolerance;
 
 /// "1e-4 absolute", "2e-3 relative (...)", as the fixtures say it.
-Tolerance tolerance_of(const Fixture& fixture) {
+Tolerance stated_tolerance(const Fixture& fixture) {
     const double value = fixture.number("tolerance");
     return fixture.text("tolerance").find("relative") != std::string::npos ? Tolerance{value / 10, value}
                                                                            : Tolerance{value, value / 10};
@@ -102,7 +102,7 @@ struct Given {
 GOLDEN("knnlm.distance") {
     const Found found(fixture);
     const Matrix queries = fixture.matrix("in.queries_flat");
-    const Tolerance tolerance = tolerance_of(fixture);
+    const Tolerance tolerance = stated_tolerance(fixture);
     with_store(fixture, [&](const auto& store) {
         for (const auto& name : fixture.names("out.scores."))
             check.close(name, scores_of(route_of(name), found, queries, store.keys(), Missing::last_row), tolerance);
@@ -131,7 +131,7 @@ GOLDEN("knnlm.probability") {
             ++queries.rows;
             asked.push_back(targets[i]);
         }
-    const Tolerance tolerance = tolerance_of(fixture);
+    const Tolerance tolerance = stated_tolerance(fixture);
     with_store(fixture, [&](const auto& store) {
         const auto log_p = [&](const std::string& route, Missing missing, float floor) {
             const auto scores = scores_of(route, found, queries, store.keys(), missing);
@@ -163,7 +163,7 @@ GOLDEN("knnlm.full_distribution") {
     const Found found(fixture);
     const Matrix queries = fixture.matrix("in.queries");
     const index_t vocab = fixture.integer("vocab_size");
-    const Tolerance tolerance = tolerance_of(fixture);
+    const Tolerance tolerance = stated_tolerance(fixture);
     with_store(fixture, [&](const auto& store) {
         const auto scores = scores_of("recompute", found, queries, store.keys(), Missing::none);
         const Hits hits = hits_of(found, scores, store.size(), Missing::none);
@@ -192,7 +192,7 @@ GOLDEN("knnlm.full_distribution") {
 
 GOLDEN("knnlm.interpolate") {
     const Matrix host = fixture.matrix("in.lm_logp"), memory = fixture.matrix("in.knn_logp");
-    Tolerance tolerance = tolerance_of(fixture);
+    Tolerance tolerance = stated_tolerance(fixture);
     const Hits nothing_recalled = [&] {
         Hits hits;
         for (index_t row = 0; row < host.rows; ++row) hits.end_row();
@@ -233,7 +233,7 @@ GOLDEN("knnlm.eval") {
     const auto batch = static_cast<std::size_t>(fixture.size("in.targets_BT", 0)),
                time = static_cast<std::size_t>(fixture.size("in.targets_BT", 1));
     const auto pad = static_cast<std::int32_t>(fixture.integer("pad"));
-    const Tolerance tolerance = tolerance_of(fixture);
+    const Tolerance tolerance = stated_tolerance(fixture);
 
     // The reference searches time-major without pads and sums sentence by sentence.
     Matrix queries(0, queries_TBC.cols);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include "golden.hpp"
+#include "tensors.hpp"
 
 #include <mnemo/nn/fairseq.hpp>
 
@@ -47,12 +47,6 @@ inline mnemo::nn::TransformerLm model_in(const Fixture& fixture) {
     mnemo::nn::load_weights(*model, fixture.tensors(), "w.");
     model->eval();
     return model;
-}
-
-/// An integer tensor of a fixture.
-inline at::Tensor ids_of(const Fixture& fixture, const std::string& name) {
-    auto ids = fixture.ids(name);
-    return at::from_blob(ids.data(), fixture.shape(name), at::kLong).clone();
 }
 
 /// Compares the rows of `got` [batch, rows, ...] that `real` [batch, rows] marks with those of tensor `name`.

@@ -11,15 +11,7 @@ namespace {
 using namespace mnemo;
 using golden::Check;
 using golden::Fixture;
-
-at::Tensor tensor_in(const Fixture& fixture, const std::string& name) {
-    auto values = fixture.floats(name);
-    return at::from_blob(values.data(), fixture.shape(name), at::kFloat).clone();
-}
-std::vector<float> plain(const at::Tensor& t) {
-    const at::Tensor c = t.detach().contiguous();
-    return {c.data_ptr<float>(), c.data_ptr<float>() + c.numel()};
-}
+using golden::floats_of;
 
 /// Sources of each destination as a rectangle.
 at::Tensor lists_of(const Fixture& fixture, const std::string& name, index_t destinations) {
@@ -72,27 +64,27 @@ void layer_case(const Fixture& fixture, Check& check) {
     if (decoder->options().layers() != fixture.integer("n_layers"))
         fail("n_layers: expected as many layers as weights");
     const golden::Tolerance tolerance{fixture.number("tolerance"), 1e-4};
-    const at::Tensor text = tensor_in(fixture, "in.tgt").requires_grad_(),
-                     nodes = tensor_in(fixture, "in.ntgt").requires_grad_();
+    const at::Tensor text = tensor_of(fixture, "in.tgt").requires_grad_(),
+                     nodes = tensor_of(fixture, "in.ntgt").requires_grad_();
     const nn::GraphEdges edges = edges_in(fixture, text.size(0), nodes.size(0));
     const auto states = decoder->forward(text, nodes, edges, true);
-    check.close("out.tgt", plain(states.text), tolerance);
-    check.close("out.ntgt", plain(states.nodes), tolerance);
+    check.close("out.tgt", floats_of(states.text), tolerance);
+    check.close("out.ntgt", floats_of(states.nodes), tolerance);
     {
         const at::NoGradGuard no_grad; // another way to compute the same, and only what the text needs
         const auto fast = decoder->forward(text, nodes, edges, true), pruned = decoder->forward(text, nodes, edges);
-        check.close("out.tgt", plain(fast.text), tolerance);
-        check.close("out.ntgt", plain(fast.nodes), tolerance);
-        check.close("out.tgt", plain(pruned.text), tolerance);
+        check.close("out.tgt", floats_of(fast.text), tolerance);
+        check.close("out.ntgt", floats_of(fast.nodes), tolerance);
+        check.close("out.tgt", floats_of(pruned.text), tolerance);
     }
     std::vector<at::Tensor> inputs{text, nodes};
     std::vector<std::string> names{"grad.in.tgt", "grad.in.ntgt"};
     for (const auto& [name, weight] : decoder->weights()) inputs.push_back(weight), names.push_back("grad.w." + name);
-    const at::Tensor loss = (states.text * tensor_in(fixture, "in.cotangent.tgt")).sum() +
-                            (states.nodes * tensor_in(fixture, "in.cotangent.ntgt")).sum();
+    const at::Tensor loss = (states.text * tensor_of(fixture, "in.cotangent.tgt")).sum() +
+                            (states.nodes * tensor_of(fixture, "in.cotangent.ntgt")).sum();
     const auto gradients = torch::autograd::grad({loss}, inputs, {}, false, false, true);
     for (std::size_t i = 0; i < names.size(); ++i)
-        check.close(names[i], plain(gradients[i].defined() ? gradients[i] : at::zeros_like(inputs[i])), tolerance);
+        check.close(names[i], floats_of(gradients[i].defined() ? gradients[i] : at::zeros_like(inputs[i])), tolerance);
     for (const auto& name : fixture.names("grad."))
         if (std::find(names.begin(), names.end(), name) == names.end()) fail(name, ": a gradient of nothing");
 }
@@ -106,21 +98,21 @@ GOLDEN("gnnlm.lm") {
     const at::NoGradGuard no_grad;
     const nn::GraphDecoder decoder = decoder_in(fixture, "w.hgt_decoder.");
     if (decoder->options().layers() != fixture.integer("graph_layer")) fail("graph_layer: expected as many as weights");
-    const at::Tensor text = tensor_in(fixture, "in.tgt_features"), nodes = tensor_in(fixture, "in.ntgt_features");
+    const at::Tensor text = tensor_of(fixture, "in.tgt_features"), nodes = tensor_of(fixture, "in.ntgt_features");
     const at::Tensor graph = decoder->forward(text, nodes, edges_in(fixture, text.size(0), nodes.size(0))).text;
     const golden::Tolerance tolerance{fixture.number("tolerance"), 1e-4};
-    check.close("out.gcn_feat", plain(graph), tolerance);
+    check.close("out.gcn_feat", floats_of(graph), tolerance);
 
     // The frozen output layer.
     nn::OutputLayer output;
     if (fixture.flag("adaptive")) {
         const std::string softmax = "w.adaptive_softmax.";
-        output.words = tensor_in(fixture, softmax + "head.word_proj.weight");
-        output.classes = tensor_in(fixture, softmax + "head.class_proj.weight");
+        output.words = tensor_of(fixture, softmax + "head.word_proj.weight");
+        output.classes = tensor_of(fixture, softmax + "head.class_proj.weight");
         for (std::int64_t i = 0; i < output.classes.size(0); ++i) {
             const std::string tail = mnemo::text(softmax, "tail.", i, ".");
-            at::Tensor projection = tensor_in(fixture, tail + "0.weight"),
-                       embedding = tensor_in(fixture, tail + "2.weight");
+            at::Tensor projection = tensor_of(fixture, tail + "0.weight"),
+                       embedding = tensor_of(fixture, tail + "2.weight");
             if (projection.size(1) != text.size(1) ||
                 fixture.floats(tail + "0.weight") ==
                     fixture.floats(mnemo::text("w.embed_tokens.embeddings.", i + 1, ".1.weight")))
@@ -128,10 +120,10 @@ GOLDEN("gnnlm.lm") {
             output.bands.push_back({projection.contiguous(), embedding});
         }
     } else {
-        output.words = tensor_in(fixture, "w.embed_tokens.weight");
+        output.words = tensor_of(fixture, "w.embed_tokens.weight");
     }
     const double ratio = fixture.number("orig_prob_ratio");
     const at::Tensor targets = golden::ids_of(fixture, "in.targets").view(-1);
-    check.close("out.logp_full", plain(nn::graph_log_prob_all(output, graph, text, ratio)), tolerance);
-    check.close("out.logp_target", plain(nn::graph_log_prob(output, graph, text, targets, ratio)), tolerance);
+    check.close("out.logp_full", floats_of(nn::graph_log_prob_all(output, graph, text, ratio)), tolerance);
+    check.close("out.logp_target", floats_of(nn::graph_log_prob(output, graph, text, targets, ratio)), tolerance);
 }

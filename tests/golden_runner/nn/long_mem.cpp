@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "golden.hpp"
+#include "tensors.hpp"
 
 #include <mnemo/nn/long_mem.hpp>
 #include <mnemo/papers/long_mem_tasks.hpp>
@@ -13,24 +13,13 @@ namespace {
 using namespace mnemo;
 using golden::Check;
 using golden::Fixture;
+using golden::floats_of;
 using golden::Tolerance;
 
 constexpr Tolerance kLayer{2e-5, 2e-5}, kModel{2e-4, 2e-4};
 
-at::Tensor tensor_in(const Fixture& fixture, const std::string& name) {
-    auto values = fixture.floats(name);
-    return at::from_blob(values.data(), fixture.shape(name), at::kFloat).clone();
-}
-at::Tensor ids_in(const Fixture& fixture, const std::string& name) {
-    auto values = fixture.ids(name);
-    return at::from_blob(values.data(), fixture.shape(name), at::kLong).clone();
-}
-std::vector<float> values_of(const at::Tensor& t) {
-    const at::Tensor c = t.detach().to(at::kFloat).contiguous();
-    return {c.data_ptr<float>(), c.data_ptr<float>() + c.numel()};
-}
 at::Tensor weight_in(const Fixture& fixture, const std::string& name, at::IntArrayRef shape) {
-    const at::Tensor t = tensor_in(fixture, name);
+    const at::Tensor t = tensor_of(fixture, name);
     if (t.sizes() != shape) fail(name, ": expected shape ", nn::shape_text(shape), ", got ", nn::shape_text(t.sizes()));
     return t;
 }
@@ -102,7 +91,7 @@ void compare_gradients(const Fixture& fixture, Check& check, const nn::SideNetwo
     for (const auto& [name, parameter] : net->weights()) {
         const std::string own = prefix + (name.rfind(strip, 0) == 0 ? name.substr(strip.size()) : name);
         if (fixture.has(own))
-            check.close(own, values_of(parameter.grad().defined() ? parameter.grad() : at::zeros_like(parameter)),
+            check.close(own, floats_of(parameter.grad().defined() ? parameter.grad() : at::zeros_like(parameter)),
                         tolerance);
     }
 }
@@ -116,20 +105,20 @@ GOLDEN("longmem.alibi") {
     std::vector<float> slopes;
     for (const double slope : nn::alibi_slopes(heads)) slopes.push_back(static_cast<float>(slope));
     check.close("out.slopes", slopes, {1e-6, 1e-6});
-    at::Tensor bias = nn::alibi_bias(ids_in(fixture, "in.mask"), heads);
+    at::Tensor bias = nn::alibi_bias(ids_of(fixture, "in.mask"), heads);
     const std::string& dtype = fixture.text("dtype");
     if (dtype != "float32" && dtype != "float16") fail("metadata `dtype`: expected float32 or float16, got ", dtype);
     if (dtype == "float16") bias = bias.to(at::kHalf);
     check.that("out.alibi", bias.sizes().vec() == fixture.shape("out.alibi"), "the shape of the bias");
-    check.close("out.alibi", values_of(bias), dtype == "float16" ? Tolerance{} : Tolerance{1e-6, 1e-6});
+    check.close("out.alibi", floats_of(bias), dtype == "float16" ? Tolerance{} : Tolerance{1e-6, 1e-6});
 }
 
 GOLDEN("longmem.joint_attention") {
     const index_t rows = fixture.integer("tgt_len"), batch = fixture.integer("bsz"), dim = fixture.integer("embed_dim");
     const index_t heads = fixture.integer("num_heads"), d = dim / heads;
     const nn::SideNetwork net = layer_in(fixture, "self_attn.");
-    nn::LocalBias bias{tensor_in(fixture, "in.position_encoding"), {}};
-    if (fixture.integer("causal") != 0) bias.mask = tensor_in(fixture, "in.attn_mask").view({1, 1, rows, rows});
+    nn::LocalBias bias{tensor_of(fixture, "in.position_encoding"), {}};
+    if (fixture.integer("causal") != 0) bias.mask = tensor_of(fixture, "in.attn_mask").view({1, 1, rows, rows});
     // What was retrieved, as a bank for each row of the batch in which query t finds chunk t.
     std::vector<ChunkRing<half>> rings;
     nn::SharedReading reading;
@@ -139,7 +128,7 @@ GOLDEN("longmem.joint_attention") {
         rings.reserve(static_cast<std::size_t>(batch));
         for (index_t b = 0; b < batch; ++b) {
             const auto tokens = [&](const char* name) { // [rows * k, dim]
-                return tensor_in(fixture, name)
+                return tensor_of(fixture, name)
                     .view({batch, heads, rows, k, d})[b]
                     .permute({1, 2, 0, 3})
                     .reshape({rows * k, dim});
@@ -155,11 +144,11 @@ GOLDEN("longmem.joint_attention") {
         }
         reading = std::move(given);
     }
-    const at::Tensor x = tensor_in(fixture, "in.x").requires_grad_(true);
+    const at::Tensor x = tensor_of(fixture, "in.x").requires_grad_(true);
     const at::Tensor out = net->attend(0, turned(x), bias, bias, [&](const at::Tensor&) { return reading; });
-    check.close("out.attn_output", values_of(turned(out)), kLayer);
-    turned(out).backward(tensor_in(fixture, "in.grad_out"));
-    check.close("grad.x", values_of(x.grad()), kLayer);
+    check.close("out.attn_output", floats_of(turned(out)), kLayer);
+    turned(out).backward(tensor_of(fixture, "in.grad_out"));
+    check.close("grad.x", floats_of(x.grad()), kLayer);
     compare_gradients(fixture, check, net, "layers.0.self_attn.", "grad.", kLayer);
 }
 
@@ -168,12 +157,12 @@ GOLDEN("longmem.sidenet_layer") {
         fail("metadata `activation`: expected gelu_erf, got ", fixture.text("activation"));
     const index_t batch = fixture.integer("bsz");
     const nn::SideNetwork net = layer_in(fixture, "");
-    const at::Tensor hidden = tensor_in(fixture, "in.attn_mask");
-    const nn::LocalBias unmasked{tensor_in(fixture, "in.position_encoding"),
+    const at::Tensor hidden = tensor_of(fixture, "in.attn_mask");
+    const nn::LocalBias unmasked{tensor_of(fixture, "in.position_encoding"),
                                  hidden.view({1, 1, hidden.size(0), hidden.size(1)})};
     nn::LocalBias bias = unmasked;
     if (fixture.integer("padded") != 0) {
-        const at::Tensor padding = ids_in(fixture, "in.padding_mask").ne(0).view({batch, 1, 1, hidden.size(1)});
+        const at::Tensor padding = ids_of(fixture, "in.padding_mask").ne(0).view({batch, 1, 1, hidden.size(1)});
         bias.mask = at::where(padding, at::full({}, -std::numeric_limits<float>::infinity()), unmasked.mask);
     }
     nn::SharedReading reading;
@@ -190,22 +179,22 @@ GOLDEN("longmem.sidenet_layer") {
             return reading = std::move(found);
         };
     }
-    const at::Tensor x = tensor_in(fixture, "in.x").requires_grad_(true);
-    const at::Tensor residual = tensor_in(fixture, "in.residual").requires_grad_(true);
+    const at::Tensor x = tensor_of(fixture, "in.x").requires_grad_(true);
+    const at::Tensor residual = tensor_of(fixture, "in.residual").requires_grad_(true);
     const at::Tensor out = turned(net->layer(0, turned(x), turned(residual), bias, unmasked, recall));
-    check.close("out.x", values_of(out), kLayer);
+    check.close("out.x", floats_of(out), kLayer);
     if (fixture.has("out.knn_ids"))
         check.equal("out.knn_ids", ids_of(*reading, batch, fixture.integer("k") / fixture.integer("chunk_size")));
-    out.backward(tensor_in(fixture, "in.grad_out"));
-    check.close("grad.x", values_of(x.grad()), kLayer);
-    check.close("grad.residual", values_of(residual.grad()), kLayer);
+    out.backward(tensor_of(fixture, "in.grad_out"));
+    check.close("grad.x", floats_of(x.grad()), kLayer);
+    check.close("grad.residual", floats_of(residual.grad()), kLayer);
     compare_gradients(fixture, check, net, "layers.0.", "grad.", kLayer);
 }
 
 GOLDEN("longmem.backbone") {
     const at::NoGradGuard no_grad;
     const nn::HuggingFaceLm model = backbone_in(fixture);
-    const at::Tensor tokens = ids_in(fixture, "in.tokens");
+    const at::Tensor tokens = ids_of(fixture, "in.tokens");
     nn::TokenInfo info;
     info.mask = tokens.ne(fixture.integer("pad_idx"));
     const index_t layers = fixture.integer("num_layers"), r = fixture.integer("retrieval_layer_index");
@@ -215,16 +204,16 @@ GOLDEN("longmem.backbone") {
     for (const auto point : {nn::Tap::query, nn::Tap::key, nn::Tap::value}) taps.push_back({point, r});
     const auto states = model->states(tokens, taps, nullptr, info);
     const auto at = static_cast<std::size_t>(layers);
-    for (std::size_t i = 0; i <= at; ++i) check.close(text("out.hidden.", i), values_of(states[i]), kLayer);
-    check.close("out.logits", values_of(model->logits(states[at])), kLayer);
-    check.close("out.q", values_of(states[at + 1]), kLayer);
-    check.close("out.k", values_of(states[at + 2]), kLayer);
-    check.close("out.v", values_of(states[at + 3]), kLayer);
-    check.close("out.position_encoding", values_of(nn::alibi_bias(info.mask, fixture.integer("num_heads"))), kLayer);
+    for (std::size_t i = 0; i <= at; ++i) check.close(text("out.hidden.", i), floats_of(states[i]), kLayer);
+    check.close("out.logits", floats_of(model->logits(states[at])), kLayer);
+    check.close("out.q", floats_of(states[at + 1]), kLayer);
+    check.close("out.k", floats_of(states[at + 2]), kLayer);
+    check.close("out.v", floats_of(states[at + 3]), kLayer);
+    check.close("out.position_encoding", floats_of(nn::alibi_bias(info.mask, fixture.integer("num_heads"))), kLayer);
 }
 
 GOLDEN("longmem.model") {
-    const at::Tensor tokens = ids_in(fixture, "in.tokens"), targets = ids_in(fixture, "in.targets");
+    const at::Tensor tokens = ids_of(fixture, "in.tokens"), targets = ids_of(fixture, "in.targets");
     const index_t segments = tokens.size(0), batch = tokens.size(1), pad = fixture.integer("pad_idx");
     if (fixture.integer("memory_layer") !=
         fixture.integer("retrieval_layer_index") / fixture.integer("layer_reduction_factor"))
@@ -235,7 +224,7 @@ GOLDEN("longmem.model") {
     for (index_t s = 0; s < segments; ++s) {
         const bool filled = model.banks().rings().front().chunks() > 0;
         const at::Tensor out = model.logits(model.forward(tokens[s], tokens[s].ne(pad)));
-        const auto values = values_of(out);
+        const auto values = floats_of(out);
         logits.insert(logits.end(), values.begin(), values.end());
         const at::Tensor counted = targets[s].ne(pad);
         const at::Tensor log_p = at::log_softmax(out, -1).gather(-1, targets[s].unsqueeze(-1)).squeeze(-1);
@@ -262,7 +251,7 @@ GOLDEN("longmem.model") {
 GOLDEN("longmem.icl") {
     nn::LongMem model = model_in(fixture, 1);
     const at::NoGradGuard no_grad;
-    const at::Tensor segments = ids_in(fixture, "in.segments");
+    const at::Tensor segments = ids_of(fixture, "in.segments");
     const auto stream = fixture.ids("in.memory_tokens");
     const index_t length = fixture.integer("context_length"), pad = fixture.integer("pad_idx");
     if (segments.size(0) != static_cast<index_t>(stream.size()) / length || segments.size(2) != length)
@@ -277,9 +266,9 @@ GOLDEN("longmem.icl") {
     std::vector<float> logits;
     std::vector<index_t> best;
     for (index_t i = 0; fixture.has(text("in.prompt", i)); ++i) {
-        const at::Tensor prompt = ids_in(fixture, text("in.prompt", i));
+        const at::Tensor prompt = ids_of(fixture, text("in.prompt", i));
         const at::Tensor next = model.logits(model.forward(prompt, prompt.ne(pad)))[0][-1]; // read, not remembered
-        const auto values = values_of(next);
+        const auto values = floats_of(next);
         logits.insert(logits.end(), values.begin(), values.end());
         best.push_back(next.argmax().item<std::int64_t>());
         note_level();
@@ -334,14 +323,14 @@ GOLDEN("longmem.frozen") {
         nn::side_network_from(model.backbone(), fixture.integer("layer_reduction_factor"),
                               fixture.integer("retrieval_layer_index"), nn::SideStart::published, true);
     for (const auto& [name, weight] : copied->weights()) {
-        const at::Tensor expected = tensor_in(fixture, "w.side." + name);
+        const at::Tensor expected = tensor_of(fixture, "w.side." + name);
         const std::string from = start.at(name);
         if (from == "zeros" ? expected.ne(0).any().item<bool>()
                             : fixture.integer("reload_ptm_layer") != 0 && !at::equal(weight.detach(), expected))
             check.failed(text(name, ": expected what comes from ", from));
     }
 
-    const at::Tensor tokens = ids_in(fixture, "in.tokens");
+    const at::Tensor tokens = ids_of(fixture, "in.tokens");
     const char* states[] = {"empty", "filled"};
     if (tokens.size(0) != 2) fail("in.tokens: expected 2 segments, got ", tokens.size(0));
     for (index_t s = 0; s < 2; ++s) {
@@ -349,12 +338,12 @@ GOLDEN("longmem.frozen") {
         const at::Tensor hidden = model.forward(tokens[s]);
         const at::Tensor loss = -model.log_prob_target(hidden, tokens[s]).sum();
         loss.backward();
-        check.close(text("out.loss_sum.", states[s]), values_of(loss.reshape({-1})), kModel);
+        check.close(text("out.loss_sum.", states[s]), floats_of(loss.reshape({-1})), kModel);
         std::set<std::string> with_gradient;
         for (const auto& [name, parameter] : model.side()->weights()) {
             if (!parameter.grad().defined()) continue;
             with_gradient.insert(name);
-            check.close(text("out.grad_norm.", states[s], ".", name), values_of(parameter.grad().norm().reshape({-1})),
+            check.close(text("out.grad_norm.", states[s], ".", name), floats_of(parameter.grad().norm().reshape({-1})),
                         kModel);
         }
         same(text("grad_when_", states[s]), with_gradient, names(text("grad_when_", states[s])));

@@ -15,7 +15,7 @@ using namespace mnemo;
 using golden::Fixture;
 using golden::Tolerance;
 
-constexpr Tolerance kFloat{2e-5, 2e-5};
+constexpr Tolerance kDecoded{2e-5, 2e-5};
 
 /// The OPT whose weights lie in a fixture.
 nn::HuggingFaceLm opt_in(const Fixture& fixture) {
@@ -140,7 +140,7 @@ GOLDEN("pema.datastore") {
     const std::string key_file = read_file(prefix + "_keys.npy");
     check.that("out.keys_file", key_file.size() == key_bytes.size(), "as many bytes as the reference wrote");
     std::memcpy(got.data(), key_file.data(), std::min(key_file.size(), key_bytes.size()));
-    check.close("out.keys_file", got, wanted, kFloat);
+    check.close("out.keys_file", got, wanted, kDecoded);
 
     // Read back as the files of the reference are: by a row count, or without the rows that were never written.
     RawLayout layout{.rows = store.size(), .key_dim = d, .key_type = KeyType::float32, .prefix = true};
@@ -154,7 +154,7 @@ GOLDEN("pema.datastore") {
         raw.keys().read(id, std::span(keys).subspan(static_cast<std::size_t>(id * d), static_cast<std::size_t>(d)));
         values.push_back(raw.value(id));
     }
-    check.close("out.keys", keys, kFloat);
+    check.close("out.keys", keys, kDecoded);
     check.equal("out.vals", values);
 }
 
@@ -212,7 +212,7 @@ GOLDEN("pema.generate") {
     check.close("out.lambda", lambda, {1e-6, 1e-6});
     expect_equal<index_t>("out.log_probs: numbers", static_cast<index_t>(log_p.size()),
                           steps * static_cast<index_t>(prompts.size()) * vocab);
-    check.close("out.log_probs", log_p, kFloat);
+    check.close("out.log_probs", log_p, kDecoded);
     std::vector<std::int32_t> tokens;
     for (auto row : out.tokens) {
         row.resize(static_cast<std::size_t>(steps), options.fill);

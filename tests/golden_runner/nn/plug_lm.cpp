@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include "golden.hpp"
+#include "tensors.hpp"
 
 #include <mnemo/io/knowledge_files.hpp>
 #include <mnemo/nn/knowledge_encoder.hpp>
@@ -15,19 +15,8 @@ namespace {
 using namespace mnemo;
 using golden::Check;
 using golden::Fixture;
+using golden::floats_of;
 
-at::Tensor tensor_in(const Fixture& fixture, const std::string& name) {
-    auto values = fixture.floats(name);
-    return at::from_blob(values.data(), fixture.shape(name), at::kFloat).clone();
-}
-at::Tensor ids_in(const Fixture& fixture, const std::string& name) {
-    auto values = fixture.ids(name);
-    return at::from_blob(values.data(), fixture.shape(name), at::kLong).clone();
-}
-std::vector<float> values_of(const at::Tensor& t) {
-    const at::Tensor c = (t.is_sparse() ? t.detach().to_dense() : t.detach()).to(at::kFloat).contiguous();
-    return {c.data_ptr<float>(), c.data_ptr<float>() + c.numel()};
-}
 constexpr golden::Tolerance kOutput{1e-5, 1e-5}, kGradient{1e-4, 1e-4};
 
 /// The fixture's weights, kept by name so that their gradients can be compared.
@@ -39,7 +28,7 @@ struct Weights {
         return [this, prefix](const std::string& name, at::IntArrayRef) {
             const std::string full = prefix + name;
             const bool buffer = full.find("running_") != std::string::npos;
-            at::Tensor t = tensor_in(fixture, "w." + full);
+            at::Tensor t = tensor_of(fixture, "w." + full);
             if (!buffer) used[full] = t.requires_grad_();
             return t;
         };
@@ -61,7 +50,7 @@ void compare_gradients(const Fixture& fixture, Check& check, const std::map<std:
         if (!gradient.defined())
             check.failed(name + ": expected a gradient, got none");
         else
-            check.close(name, values_of(gradient), kGradient);
+            check.close(name, floats_of(gradient), kGradient);
     }
     for (const auto& [name, tensor] : of)
         if (complete && !fixture.has("grad." + name) && tensor.grad().defined() &&
@@ -86,14 +75,14 @@ GOLDEN("pluglm.knowledge_attention") {
         attention->fold = fold;
         std::map<std::string, at::Tensor> leaves = weights.used;
         for (const char* name : {"hidden", "query", "keys", "values"})
-            leaves[name] = tensor_in(fixture, text("in.", name)).requires_grad_();
+            leaves[name] = tensor_of(fixture, text("in.", name)).requires_grad_();
         const nn::KnowledgeRead read =
             attention->forward(leaves["hidden"], leaves["query"], leaves["keys"], leaves["values"]);
-        (read.hidden * tensor_in(fixture, "in.grad_out")).sum().backward();
-        check.close("out.hidden", values_of(read.hidden), kOutput);
-        check.close("out.similarity", values_of(read.similarity), kOutput);
-        check.close("out.probs", values_of(read.probs), kOutput);
-        if (fixture.has("out.merged")) check.close("out.merged", values_of(read.merged), kOutput);
+        (read.hidden * tensor_of(fixture, "in.grad_out")).sum().backward();
+        check.close("out.hidden", floats_of(read.hidden), kOutput);
+        check.close("out.similarity", floats_of(read.similarity), kOutput);
+        check.close("out.probs", floats_of(read.probs), kOutput);
+        if (fixture.has("out.merged")) check.close("out.merged", floats_of(read.merged), kOutput);
         compare_gradients(fixture, check, leaves);
     }
 }
@@ -113,19 +102,19 @@ GOLDEN("pluglm.memory_layer") {
     KnowledgeStore store(keys.cols, values.cols);
     store.append(keys, values);
     std::map<std::string, at::Tensor> leaves = weights.used;
-    leaves["hidden"] = tensor_in(fixture, "in.hidden").requires_grad_();
-    const auto out = layer->forward(leaves["hidden"], ids_in(fixture, "in.attention_mask"), *store.snapshot(),
+    leaves["hidden"] = tensor_of(fixture, "in.hidden").requires_grad_();
+    const auto out = layer->forward(leaves["hidden"], ids_of(fixture, "in.attention_mask"), *store.snapshot(),
                                     plug_lm_retriever(options.memory_k));
-    (out.read.hidden * tensor_in(fixture, "in.grad_out")).sum().backward();
+    (out.read.hidden * tensor_of(fixture, "in.grad_out")).sum().backward();
     std::vector<index_t> ids;
     for (index_t i = 0; i < out.hits.rows(); ++i)
         for (const index_t row : out.hits.ids(i)) ids.push_back(row);
     check.equal("out.I", ids);
-    check.close("out.query", values_of(out.query), kOutput);
-    check.close("out.hidden", values_of(out.read.hidden), kOutput);
+    check.close("out.query", floats_of(out.query), kOutput);
+    check.close("out.hidden", floats_of(out.read.hidden), kOutput);
     if (fixture.has("out.running_mean")) {
-        check.close("out.running_mean", values_of(layer->running_mean()), kOutput);
-        check.close("out.running_var", values_of(layer->running_var()), kOutput);
+        check.close("out.running_mean", floats_of(layer->running_mean()), kOutput);
+        check.close("out.running_var", floats_of(layer->running_var()), kOutput);
     }
     compare_gradients(fixture, check, leaves);
 }
@@ -138,19 +127,19 @@ GOLDEN("pluglm.encode_knowledge") {
         weights(embedding + "position_embeddings.weight"), weights(embedding + "LayerNorm.weight"),
         weights(embedding + "LayerNorm.bias")};
     nn::KnowledgeEncoder encoder(embeddings, fixture.size("out.keys_fp32", 1), weights.source());
-    const at::Tensor ids = ids_in(fixture, "in.token_ids");
+    const at::Tensor ids = ids_of(fixture, "in.token_ids");
     const auto encoded = encoder->forward(ids);
-    ((encoded.key * tensor_in(fixture, "in.grad_keys")).sum() +
-     (encoded.value * tensor_in(fixture, "in.grad_values")).sum())
+    ((encoded.key * tensor_of(fixture, "in.grad_keys")).sum() +
+     (encoded.value * tensor_of(fixture, "in.grad_values")).sum())
         .backward();
-    check.close("out.doc", values_of(encoded.document), kOutput);
-    check.close("out.keys_fp32", values_of(encoded.key), kOutput);
-    check.close("out.values_fp32", values_of(encoded.value), kOutput);
+    check.close("out.doc", floats_of(encoded.document), kOutput);
+    check.close("out.keys_fp32", floats_of(encoded.key), kOutput);
+    check.close("out.values_fp32", floats_of(encoded.value), kOutput);
     compare_gradients(fixture, check, weights.used);
 
     const auto refreshed = encoder->refresh(ids, 4);
-    check.close("out.keys_fp32", values_of(refreshed.key), kOutput);
-    check.close("out.values_fp32", values_of(refreshed.value), kOutput);
+    check.close("out.keys_fp32", floats_of(refreshed.key), kOutput);
+    check.close("out.values_fp32", floats_of(refreshed.value), kOutput);
 
     const auto tokens = fixture.values<std::uint16_t>("in.token_ids");
     KnowledgeStore store(encoded.key.size(1), encoded.value.size(1), ids.size(1));
@@ -198,7 +187,7 @@ nn::PlugLmConfig config_of(const Fixture& fixture) {
 }
 nn::TokenInfo info_of(const Fixture& fixture) {
     nn::TokenInfo info;
-    info.mask = ids_in(fixture, "in.attention_mask"), info.segments = ids_in(fixture, "in.token_type_ids");
+    info.mask = ids_of(fixture, "in.attention_mask"), info.segments = ids_of(fixture, "in.token_type_ids");
     return info;
 }
 std::vector<float> numbers(const std::vector<half>& rows) {
@@ -221,7 +210,7 @@ GOLDEN("pluglm.layer") {
     nn::PlugLmConfig config = config_of(fixture);
     Weights weights{fixture, {}};
     // Rows of any numbers go in as embeddings of as many words, without positions, segments and norm.
-    const at::Tensor hidden = tensor_in(fixture, "in.hidden");
+    const at::Tensor hidden = tensor_of(fixture, "in.hidden");
     const std::int64_t batch = hidden.size(0), rows = hidden.size(1), d = hidden.size(2);
     auto& b = config.bert;
     b.layers = 1, b.vocab_size = batch * rows + 1, b.segments = 0, b.embedding_norm = false, b.max_positions = rows;
@@ -239,7 +228,7 @@ GOLDEN("pluglm.layer") {
     KnowledgeStore store(keys.cols, values.cols);
     store.append(keys, values);
     nn::TokenInfo info;
-    info.mask = ids_in(fixture, "in.attention_mask");
+    info.mask = ids_of(fixture, "in.attention_mask");
     nn::MemoryLayerImpl::Output out;
     const auto states = host->states(
         at::arange(1, batch * rows + 1, at::kLong).view({batch, rows}), {{nn::Tap::ffn_in, 0}, {nn::Tap::hidden, 1}},
@@ -247,16 +236,16 @@ GOLDEN("pluglm.layer") {
             out = layer->forward(in, info.mask, *store.snapshot(), plug_lm_retriever(config.memory.memory_k));
             return out.read.hidden;
         });
-    (states[1] * tensor_in(fixture, "in.grad_out")).sum().backward();
-    check.close("out.attention_output", values_of(states[0]), kOutput);
-    check.close("out.hidden", values_of(states[1]), kOutput);
-    check.close("out.query", values_of(out.query), kOutput);
+    (states[1] * tensor_of(fixture, "in.grad_out")).sum().backward();
+    check.close("out.attention_output", floats_of(states[0]), kOutput);
+    check.close("out.hidden", floats_of(states[1]), kOutput);
+    check.close("out.query", floats_of(out.query), kOutput);
     std::vector<index_t> ids;
     for (index_t i = 0; i < out.hits.rows(); ++i) ids.insert(ids.end(), out.hits.ids(i).begin(), out.hits.ids(i).end());
     check.equal("out.I", ids);
     if (fixture.has("out.running_mean")) {
-        check.close("out.running_mean", values_of(layer->running_mean()), kOutput);
-        check.close("out.running_var", values_of(layer->running_var()), kOutput);
+        check.close("out.running_mean", floats_of(layer->running_mean()), kOutput);
+        check.close("out.running_var", floats_of(layer->running_var()), kOutput);
     }
     std::map<std::string, at::Tensor> leaves = weights.used;
     at::Tensor of_hidden = at::zeros({0}).requires_grad_();
@@ -279,18 +268,18 @@ GOLDEN("pluglm.model") {
     KnowledgeStore store(keys.cols, values.cols, length);
     store.append(keys, values, "all", {tokens.data(), length == 0 ? 0 : keys.rows, length});
     const auto snapshot = store.snapshot();
-    const auto out = model->forward(ids_in(fixture, "in.input_ids"), info_of(fixture), *snapshot,
+    const auto out = model->forward(ids_of(fixture, "in.input_ids"), info_of(fixture), *snapshot,
                                     plug_lm_retriever(config.memory.memory_k));
-    check.close("out.hidden", values_of(out.hidden), kOutput);
-    check.close("out.logits", values_of(model->mlm_logits(out.prehead)), kOutput);
-    const at::Tensor loss = model->mlm_loss(out.prehead, ids_in(fixture, "in.labels"));
-    check.close("out.loss", values_of(loss), kOutput);
+    check.close("out.hidden", floats_of(out.hidden), kOutput);
+    check.close("out.logits", floats_of(model->mlm_logits(out.prehead)), kOutput);
+    const at::Tensor loss = model->mlm_loss(out.prehead, ids_of(fixture, "in.labels"));
+    check.close("out.loss", floats_of(loss), kOutput);
     loss.backward();
     if (fixture.has("out.I")) {
         check.equal("out.I", fired_ids(out, *snapshot));
         std::vector<at::Tensor> queries;
         for (const auto& layer : out.layers) queries.push_back(layer.query);
-        check.close("out.queries", values_of(at::stack(queries, 1)), kOutput);
+        check.close("out.queries", floats_of(at::stack(queries, 1)), kOutput);
     }
     for (const auto& [name, tensor] : model->running()) {
         const std::string at = name.substr(std::string("bert.encoder.layer.").size());
@@ -298,7 +287,7 @@ GOLDEN("pluglm.model") {
         for (const char* what : {"running_mean", "running_var"})
             if (const std::string expected = text("out.", what, ".", layer);
                 name.find(what) != name.npos && fixture.has(expected))
-                check.close(expected, values_of(tensor), kOutput);
+                check.close(expected, floats_of(tensor), kOutput);
     }
     compare_gradients(fixture, check, weights.used);
 }
@@ -320,21 +309,21 @@ GOLDEN("pluglm.head") {
     const Matrix keys = fixture.matrix("in.keys"), values = fixture.matrix("in.values");
     KnowledgeStore store(keys.cols, values.cols);
     store.append(keys, values);
-    const auto out = model->forward(ids_in(fixture, "in.input_ids"), info_of(fixture), *store.snapshot(),
+    const auto out = model->forward(ids_of(fixture, "in.input_ids"), info_of(fixture), *store.snapshot(),
                                     plug_lm_retriever(config.memory.memory_k));
     const at::Tensor logits = head->forward(out.hidden);
     at::Tensor labels;
     if (task->second == nn::Task::span) {
-        labels = at::stack({ids_in(fixture, "in.start_positions"), ids_in(fixture, "in.end_positions")}, 1);
-        check.close("out.start_logits", values_of(logits.select(2, 0)), kOutput);
-        check.close("out.end_logits", values_of(logits.select(2, 1)), kOutput);
+        labels = at::stack({ids_of(fixture, "in.start_positions"), ids_of(fixture, "in.end_positions")}, 1);
+        check.close("out.start_logits", floats_of(logits.select(2, 0)), kOutput);
+        check.close("out.end_logits", floats_of(logits.select(2, 1)), kOutput);
     } else {
         const bool numbers = task->second == nn::Task::regression || task->second == nn::Task::multi_label;
-        labels = numbers ? tensor_in(fixture, "in.labels") : ids_in(fixture, "in.labels");
-        check.close("out.logits", values_of(logits), kOutput);
+        labels = numbers ? tensor_of(fixture, "in.labels") : ids_of(fixture, "in.labels");
+        check.close("out.logits", floats_of(logits), kOutput);
     }
     const at::Tensor loss = head->loss(logits, labels);
-    check.close("out.loss", values_of(loss), kOutput);
+    check.close("out.loss", floats_of(loss), kOutput);
     check.equal("out.I", fired_ids(out, *store.snapshot()));
     loss.backward();
     compare_gradients(fixture, check, weights.used, false);
@@ -353,9 +342,9 @@ GOLDEN("pluglm.edit") {
     store.append(keys, values, "first");
     const auto read = [&](const std::string& when) {
         const auto snapshot = store.snapshot();
-        const auto out = model->forward(ids_in(fixture, "in.input_ids"), info_of(fixture), *snapshot,
+        const auto out = model->forward(ids_of(fixture, "in.input_ids"), info_of(fixture), *snapshot,
                                         plug_lm_retriever(config.memory.memory_k));
-        check.close("out.logits_" + when, values_of(model->mlm_logits(out.prehead)), kOutput);
+        check.close("out.logits_" + when, floats_of(model->mlm_logits(out.prehead)), kOutput);
         // The arrays of the reference have no gaps: its numbers are places among the entries that are left.
         store.compact();
         const auto compact = store.snapshot();
@@ -427,9 +416,9 @@ GOLDEN("pluglm.artefacts") {
     nn::PlugLm model(config, weights.source());
     model->eval();
     const torch::NoGradGuard no_grad;
-    const auto out = model->forward(ids_in(fixture, "in.input_ids"), info_of(fixture), *snapshot,
+    const auto out = model->forward(ids_of(fixture, "in.input_ids"), info_of(fixture), *snapshot,
                                     plug_lm_retriever(config.memory.memory_k));
-    check.close("out.logits", values_of(model->mlm_logits(out.prehead)), kOutput);
+    check.close("out.logits", floats_of(model->mlm_logits(out.prehead)), kOutput);
     check.equal("out.I", fired_ids(out, *snapshot));
 }
 

@@ -13,7 +13,7 @@ using mnemo::Rows;
 using namespace mnemo::nn;
 
 // The fixture's datastore: values, and keys where scores are computed anew.
-struct Datastore {
+struct ReferenceStore {
     using value_type = std::int32_t;
     std::vector<std::int32_t> values;
     mnemo::Matrix stored;
@@ -23,12 +23,12 @@ struct Datastore {
 };
 
 // What the fixture's index found for one window; scores as the reference uses them.
-struct Found {
+struct FoundEntries {
     std::vector<index_t> ids;
     std::vector<float> scores;
     bool l2 = false, again = false; // squared distances are negated, or inner products computed from the keys
 
-    Hits retrieve(const Datastore& store, Rows queries) const {
+    Hits retrieve(const ReferenceStore& store, Rows queries) const {
         Hits hits;
         const std::size_t k = ids.size() / static_cast<std::size_t>(queries.rows);
         for (index_t i = 0; i < queries.rows; ++i) {
@@ -68,7 +68,7 @@ void evaluate(const Fixture& fixture, Check& check) {
         options.interpolation_temperature = fixture.number("interp_temp");
     }
     TrimeScorer scorer(golden::trime_weights(fixture, at::kFloat).output, options, fixture.integer("dim"));
-    Datastore store;
+    ReferenceStore store;
     const bool external = fixture.integer("k") > 0;
     if (external) store.values = fixture.tokens("in.dstore_vals"), store.stored = fixture.matrix("in.dstore_keys");
 
@@ -88,8 +88,8 @@ void evaluate(const Fixture& fixture, Check& check) {
         TrimeScores scores;
         if (external)
             scores = scorer.score(window,
-                                  Found{fixture.ids(in + "knn_ids"), fixture.floats(in + "knn_dists"),
-                                        fixture.text("metric") == "l2", fixture.text("sim_func") == "ip"},
+                                  FoundEntries{fixture.ids(in + "knn_ids"), fixture.floats(in + "knn_dists"),
+                                               fixture.text("metric") == "l2", fixture.text("sim_func") == "ip"},
                                   store);
         else
             scores = scorer.score(window);

@@ -9,16 +9,6 @@ namespace golden {
 
 inline Tolerance tolerance_of(const Fixture& fixture) { return {fixture.number("atol"), fixture.number("rtol")}; }
 
-inline at::Tensor tensor_of(const Fixture& fixture, const std::string& name) {
-    auto values = fixture.floats(name);
-    return at::from_blob(values.data(), fixture.shape(name), at::kFloat).clone();
-}
-
-inline std::vector<float> floats_of(const at::Tensor& t) {
-    const at::Tensor values = t.detach().to(at::kCPU, at::kFloat).contiguous();
-    return {values.data_ptr<float>(), values.data_ptr<float>() + values.numel()};
-}
-
 /// The output layer whose weights lie in a fixture as `w.head_words` and so on, and the leaves by their names.
 struct TrimeWeights {
     mnemo::nn::OutputLayer output;
