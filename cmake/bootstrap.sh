@@ -105,7 +105,8 @@ if [ "$what" = demo ]; then
     exec build/release/examples/knn_lm "$@"
 fi
 say "Building everything with LibTorch from $torch_from ($jobs jobs)"
-step cmake --preset dev -DMNEMO_NN=ON -DMNEMO_FAISS=ON "${configure[@]}"
+# Several of the tests' files at a time: half of the work is what they include.
+step cmake --preset dev -DMNEMO_NN=ON -DMNEMO_FAISS=ON -DCMAKE_UNITY_BUILD=ON -DCMAKE_UNITY_BUILD_BATCH_SIZE=8 "${configure[@]}"
 step cmake --build --preset dev -j "$jobs"
 say "Testing: build/dev"
 exec ctest --preset dev -j "$cores" "$@"
