@@ -12,7 +12,7 @@ namespace {
 using namespace mnemo::nn;
 
 // Two words that follow each other in a fixed way: a model that learns anything predicts them.
-const std::vector<std::int32_t> tokens = [] {
+const std::vector<std::int32_t> kTwoWords = [] {
     std::vector<std::int32_t> ids;
     for (int i = 0; i < 400; ++i) ids.push_back(4 + (i * i) % 7);
     return ids;
@@ -43,7 +43,7 @@ TEST_CASE("training learns what can be learned") {
     for (const auto windows : {TrainOptions::Windows::anywhere, TrainOptions::Windows::blocks}) {
         auto o = options(150);
         o.windows = windows;
-        Trainer trainer(two_word_model(), tokens, o);
+        Trainer trainer(two_word_model(), kTwoWords, o);
         std::vector<double> losses;
         CHECK(trainer.run([&](std::int64_t done, std::int64_t total, double loss) {
             losses.push_back(loss);
@@ -94,8 +94,8 @@ TEST_CASE("steps are those of AdamW with clipping") {
 
 TEST_CASE("threads do not change the result") {
     for (const double dropout : {0.0, 0.2}) {
-        Trainer serial(two_word_model(dropout), tokens, options(20)),
-            parallel(two_word_model(dropout), tokens, options(20));
+        Trainer serial(two_word_model(dropout), kTwoWords, options(20)),
+            parallel(two_word_model(dropout), kTwoWords, options(20));
         serial.run(go_on);
         parallel.run(go_on, mnemo::Threads{2});
         CHECK(same_weights(serial.model(), parallel.model()));
@@ -107,14 +107,14 @@ TEST_CASE("a run that is resumed ends where an unbroken one does") {
     for (const auto windows : {TrainOptions::Windows::anywhere, TrainOptions::Windows::blocks}) {
         auto o = options(30);
         o.windows = windows;
-        Trainer unbroken(two_word_model(0.1), tokens, o);
+        Trainer unbroken(two_word_model(0.1), kTwoWords, o);
         unbroken.run(go_on);
-        Trainer first(two_word_model(0.1), tokens, o);
+        Trainer first(two_word_model(0.1), kTwoWords, o);
         CHECK(!first.run([](std::int64_t done, std::int64_t, double) { return done < 17; }));
         first.save(path);
         first.step(); // what happens after saving is forgotten
         torch::manual_seed(99);
-        Trainer second(TransformerLm(first.model()->options()), tokens, o);
+        Trainer second(TransformerLm(first.model()->options()), kTwoWords, o);
         second.resume(path);
         CHECK(second.done() == 17);
         CHECK(second.run(go_on));
@@ -123,12 +123,12 @@ TEST_CASE("a run that is resumed ends where an unbroken one does") {
     auto other = options(30);
     other.windows = TrainOptions::Windows::blocks;
     other.learning_rate = 0.5;
-    Trainer trainer(two_word_model(0.1), tokens, other);
+    Trainer trainer(two_word_model(0.1), kTwoWords, other);
     CHECK(error_of([&] { trainer.resume(path); }) ==
           "mnemo: test_checkpoint.safetensors: learning_rate: expected 0.5 as in this run, got \"0.01\"");
-    Trainer other_tokens(two_word_model(0.1), std::span(tokens).subspan(1), options(30));
+    Trainer other_tokens(two_word_model(0.1), std::span(kTwoWords).subspan(1), options(30));
     CHECK(error_of([&] { other_tokens.resume(path); }).find("tokens: expected") != std::string::npos);
-    Trainer other_model(two_word_model(0.2), tokens, options(30));
+    Trainer other_model(two_word_model(0.2), kTwoWords, options(30));
     CHECK(error_of([&] { other_model.resume(path); }).find("model: expected") != std::string::npos);
     // A file without a part of the model leaves the run as it was.
     const auto file = mnemo::SafeTensors::open(path);
@@ -137,7 +137,7 @@ TEST_CASE("a run that is resumed ends where an unbroken one does") {
     mnemo::write_safetensors("test_damaged.safetensors", entries, file.metadata());
     auto blocks = options(30);
     blocks.windows = TrainOptions::Windows::blocks;
-    Trainer untouched(two_word_model(0.1), tokens, blocks), never(two_word_model(0.1), tokens, blocks);
+    Trainer untouched(two_word_model(0.1), kTwoWords, blocks), never(two_word_model(0.1), kTwoWords, blocks);
     CHECK(error_of([&] { untouched.resume("test_damaged.safetensors"); }).find("fc2.bias") != std::string::npos);
     untouched.run(go_on), never.run(go_on);
     CHECK(same_weights(untouched.model(), never.model()));
@@ -146,7 +146,7 @@ TEST_CASE("a run that is resumed ends where an unbroken one does") {
 }
 
 TEST_CASE("what cannot be trained is refused") {
-    const auto making = [](TrainOptions o, std::span<const std::int32_t> ids = tokens) {
+    const auto making = [](TrainOptions o, std::span<const std::int32_t> ids = kTwoWords) {
         return error_of([&] { Trainer(two_word_model(), ids, o); });
     };
     auto o = options(10);
@@ -154,12 +154,12 @@ TEST_CASE("what cannot be trained is refused") {
     CHECK(making(o) == "mnemo: training, batch: expected a multiple of 2 shards, got 5");
     o = options(0);
     CHECK(making(o) == "mnemo: training, steps: expected at least 1, got 0");
-    CHECK(making(options(10), std::span(tokens).first(20)) ==
+    CHECK(making(options(10), std::span(kTwoWords).first(20)) ==
           "mnemo: training, tokens: expected more than two windows of 12, got 20");
     const std::vector<std::int32_t> wrong(100, 12);
     CHECK(making(options(10), wrong) == "mnemo: training, tokens: expected ids from 0 to 11, got 12");
     o = options(50);
     o.learning_rate = 1e30;
-    Trainer trainer(two_word_model(), tokens, o);
+    Trainer trainer(two_word_model(), kTwoWords, o);
     CHECK(error_of([&] { trainer.run(go_on); }).find("the loss is not finite") != std::string::npos);
 }

@@ -80,7 +80,7 @@ const std::vector<Data> adversaries = {
      }},
 };
 
-template <class MetricT, class Key> void check(const Data& data, index_t d, index_t k) {
+template <class MetricT, class Key> void check_filter(const Data& data, index_t d, index_t k) {
     Matrix keys = clustered(kFilteredKeys, d, 1), queries = clustered(kFilteredQueries, d, 2);
     data.change(keys, queries);
     TokenStore<Key> store(d);
@@ -101,11 +101,11 @@ template <class MetricT, class Key> void check(const Data& data, index_t d, inde
 
 TEMPLATE_TEST_CASE("what the filter leaves out is never among the k best", "", L2, InnerProduct, Cosine) {
     for (const Data& data : adversaries) {
-        check<TestType, float>(data, 40, 100);
-        check<TestType, bfloat16>(data, 65, 1);
+        check_filter<TestType, float>(data, 40, 100);
+        check_filter<TestType, bfloat16>(data, 65, 1);
     }
-    for (const index_t k : {1, 8, 1024}) check<TestType, half>(adversaries[0], 128, k);
-    for (const index_t d : {1, 2, 15, 63, 200}) check<TestType, float>(adversaries[1], d, 30);
+    for (const index_t k : {1, 8, 1024}) check_filter<TestType, half>(adversaries[0], 128, k);
+    for (const index_t d : {1, 2, 15, 63, 200}) check_filter<TestType, float>(adversaries[1], d, 30);
 }
 
 TEST_CASE("a NaN among the queries of a block changes nothing for the others") {

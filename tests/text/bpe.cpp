@@ -11,7 +11,7 @@ namespace {
 
 using mnemo::Bpe;
 
-const std::string corpus = [] {
+const std::string kCorpus = [] {
     std::string s;
     for (int i = 0; i < 40; ++i)
         s += "template <class Scalar, int Rows>\nclass Matrix {\n    Scalar data_[" + std::to_string(i % 7) +
@@ -87,7 +87,7 @@ TEST_CASE("words of code and prose") {
 }
 
 TEST_CASE("merges are those of the definition") {
-    for (const std::string& text : {corpus, random_bytes(4000, 1), std::string(500, 'a')}) {
+    for (const std::string& text : {kCorpus, random_bytes(4000, 1), std::string(500, 'a')}) {
         const Bpe bpe = Bpe::learn(text, 330);
         const auto expected = learn_slowly(text, 70);
         REQUIRE(bpe.vocab_size() == static_cast<mnemo::index_t>(260 + expected.size()));
@@ -99,10 +99,10 @@ TEST_CASE("merges are those of the definition") {
 }
 
 TEST_CASE("an encoding decodes to the same bytes") {
-    const Bpe bpe = Bpe::learn(corpus, 300);
-    const auto ids = bpe.encode(corpus);
-    CHECK(bpe.decode(ids) == corpus);
-    CHECK(ids.size() * 2 < corpus.size());
+    const Bpe bpe = Bpe::learn(kCorpus, 300);
+    const auto ids = bpe.encode(kCorpus);
+    CHECK(bpe.decode(ids) == kCorpus);
+    CHECK(ids.size() * 2 < kCorpus.size());
     for (const std::int32_t id : ids) REQUIRE((id >= Bpe::first_byte && id < bpe.vocab_size()));
     for (unsigned seed = 0; seed < 20; ++seed) {
         const std::string s = random_bytes(1000, seed);
@@ -118,7 +118,7 @@ TEST_CASE("an encoding decodes to the same bytes") {
 }
 
 TEST_CASE("a long word costs no more than as many short ones") {
-    const Bpe bpe = Bpe::learn(std::string(1000, 'a') + corpus, 300);
+    const Bpe bpe = Bpe::learn(std::string(1000, 'a') + kCorpus, 300);
     const std::string word(3'000'000, 'a'); // a quadratic encoder would take hours
     CHECK(bpe.decode(bpe.encode(word)) == word);
     std::mt19937 random(3);
@@ -128,11 +128,11 @@ TEST_CASE("a long word costs no more than as many short ones") {
 }
 
 TEST_CASE("a tokenizer is saved and read back") {
-    const Bpe bpe = Bpe::learn(corpus, 300);
+    const Bpe bpe = Bpe::learn(kCorpus, 300);
     const Bpe same = Bpe::from_text(bpe.to_text());
-    CHECK(same.encode(corpus) == bpe.encode(corpus));
+    CHECK(same.encode(kCorpus) == bpe.encode(kCorpus));
     CHECK(same.hash() == bpe.hash());
-    CHECK(Bpe::learn(corpus, 299).hash() != bpe.hash());
+    CHECK(Bpe::learn(kCorpus, 299).hash() != bpe.hash());
     CHECK(Bpe::from_text(Bpe().to_text()).vocab_size() == 260);
     const std::string path = "test_bpe.txt";
     bpe.save(path);
@@ -161,7 +161,7 @@ TEST_CASE("a damaged tokenizer file is refused") {
     std::string doubling = "mnemo bpe 1\nmerges 60\n4 4\n"; // would be a token of 2^60 bytes
     for (int i = 260; i < 319; ++i) doubling += mnemo::text(i, ' ', i, '\n');
     CHECK(reads(doubling) == "mnemo: t.txt, line 10: expected a token of at most 128 bytes, got '266 266'");
-    std::string good = Bpe::learn(corpus, 270).to_text();
+    std::string good = Bpe::learn(kCorpus, 270).to_text();
     CHECK(reads(good + "x") == "mnemo: t.txt: expected the end of the file after line 13, got more");
     good[good.size() - 2] = good[good.size() - 2] == '0' ? '1' : '0';
     CHECK(reads(good).find("mnemo: t.txt, line 13: expected the hash of the merges, got 'hash ") == 0);

@@ -8,14 +8,14 @@
 using namespace mnemo;
 
 namespace {
-const MaskingOptions options{2, 3, 4, 0, 50, -1, 0.15, 0.8, 8, 1000};
+const MaskingOptions kMasking{2, 3, 4, 0, 50, -1, 0.15, 0.8, 8, 1000};
 using TokenIds = std::vector<std::int32_t>;
 } // namespace
 
 TEST_CASE("masked pairs: rows are framed, padded to the alignment and have no targets") {
     const TokenIds a = {10, 11, 12}, b = {20}, longer = {5, 6, 7, 8, 9};
     const std::vector<TokenPair> pairs = {{a, b}, {longer, {}}};
-    const MaskedBatch batch = collate_pairs(pairs, options);
+    const MaskedBatch batch = collate_pairs(pairs, kMasking);
     CHECK(batch.rows == 2);
     CHECK(batch.cols == 8);
     CHECK(batch.tokens == TokenIds{2, 10, 11, 12, 3, 20, 3, 0, 2, 5, 6, 7, 8, 9, 3, 3});
@@ -30,17 +30,17 @@ TEST_CASE("masked pairs: rows are framed, padded to the alignment and have no ta
     CHECK_THROWS_AS(set_targets(targets, 2, positions, TokenIds{1, 2}), Error);
     CHECK_THROWS_AS(set_targets(targets, 0, positions, TokenIds{1}), Error);
     CHECK_THROWS_AS(set_targets(targets, 0, std::vector<index_t>{8}, TokenIds{1}), Error);
-    CHECK(collate_pairs({}, options).rows == 0);
+    CHECK(collate_pairs({}, kMasking).rows == 0);
     const TokenIds bad = {50};
     const std::vector<TokenPair> outside = {{bad, {}}};
-    CHECK_THROWS_AS(collate_pairs(outside, options), Error);
+    CHECK_THROWS_AS(collate_pairs(outside, kMasking), Error);
 }
 
 TEST_CASE("masked pairs: dynamic masking leaves special tokens alone and keeps its proportions") {
     TokenIds words(4000);
     for (std::size_t i = 0; i < words.size(); ++i) words[i] = 5 + static_cast<std::int32_t>(i % 45);
     const TokenIds few = {7};
-    MaskingOptions wide = options;
+    MaskingOptions wide = kMasking;
     wide.max_width = 5000;
     const std::vector<TokenPair> pairs = {{words, few}, {few, words}};
     const MaskedBatch before = collate_pairs(pairs, wide);
@@ -67,10 +67,10 @@ TEST_CASE("masked pairs: dynamic masking leaves special tokens alone and keeps i
 TEST_CASE("masked pairs: static masking chooses the stated number of positions") {
     const TokenIds a(40, 9), one = {8};
     const std::vector<TokenPair> pairs = {{a, one}, {one, {}}, {{}, {}}};
-    const MaskedBatch before = collate_pairs(pairs, options);
+    const MaskedBatch before = collate_pairs(pairs, kMasking);
     MaskedBatch batch = before;
     MaskingDraws draws{std::mt19937_64(5)};
-    mask_statically(batch, options, draws);
+    mask_statically(batch, kMasking, draws);
     const auto targets = [&](index_t row) {
         const auto labels = batch.row(batch.labels, row);
         return std::count_if(labels.begin(), labels.end(), [](std::int32_t id) { return id != -1; });
