@@ -2,6 +2,8 @@
 #pragma once
 
 // Processes of a test on the loopback, started as a launcher would: by their environment.
+#include "../error_of.hpp"
+
 #include <mnemo/dist/ranks.hpp>
 
 #include <chrono>
@@ -19,16 +21,6 @@
 
 inline void require(bool holds, const std::string& what) {
     if (!holds) mnemo::fail("expected ", what);
-}
-
-/// What f throws, empty if nothing.
-template <class F> std::string error_of(F&& f) {
-    try {
-        f();
-    } catch (const mnemo::Error& e) {
-        return e.what();
-    }
-    return {};
 }
 
 /// The work of a process that a launcher has started as a rank; what main returns.
