@@ -222,9 +222,9 @@ class Windows {
                 w.call();
             }
         });
-        const double own = w.processor ? processor_time() - begin : wall;
+        const double own = w.processor ? processor_time() - begin : wall, kept_here = kept_by_host() - kept_before;
         const std::vector<double> all = of_all(ranks_, own), aside = of_all(ranks_, prepared),
-                                  walls = of_all(ranks_, wall), kept = of_all(ranks_, kept_by_host() - kept_before);
+                                  walls = of_all(ranks_, wall), kept = of_all(ranks_, kept_here);
         const auto mean = [](const std::vector<double>& of) {
             return std::accumulate(of.begin(), of.end(), 0.0) / static_cast<double>(of.size());
         };

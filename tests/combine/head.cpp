@@ -15,8 +15,6 @@
 
 using namespace mnemo;
 
-namespace {} // namespace
-
 TEST_CASE("the head in one pass is the head row by row, for any number of rows and any type") {
     for (const index_t rows : {1, 2, 3, 5, 9}) {
         const Matrix states = normal_rows(rows, 70, 1), output = normal_rows(611, 70, 2);

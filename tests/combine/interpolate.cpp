@@ -15,13 +15,7 @@ constexpr index_t kRows = 40;
 constexpr std::int32_t kVocab = 37;
 const float kInf = std::numeric_limits<float>::infinity();
 
-Matrix random_logits(index_t rows, index_t cols, unsigned seed) {
-    std::mt19937 random(seed);
-    std::normal_distribution<float> normal(0, 3);
-    Matrix m(rows, cols);
-    for (float& x : m.data) x = normal(random);
-    return m;
-}
+Matrix random_logits(index_t rows, index_t cols, unsigned seed) { return normal_rows(rows, cols, seed, 3); }
 Matrix log_softmaxed(Matrix m) {
     for (index_t i = 0; i < m.rows; ++i) log_softmax(m[i]);
     return m;
