@@ -80,7 +80,7 @@ done
 
 # ---- 3. Build -----------------------------------------------------------------------------------------------------
 cores=$(nproc)
-memory=$(awk '/^MemAvailable/ {print int($2 / 1500000)}' /proc/meminfo) # LibTorch's headers take 1.3 GB a compilation
+memory=$(awk '/^MemAvailable/ {print int($2 / 2500000)}' /proc/meminfo) # eight of the tests' files and LibTorch's headers take 2.3 GB
 jobs=$((memory < 1 ? 1 : memory < cores ? memory : cores))
 command -v ccache >/dev/null && configure+=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
 # The programs use every core unless told otherwise; LibTorch 1.13 would take one.
