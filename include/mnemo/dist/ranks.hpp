@@ -287,6 +287,32 @@ inline c10::intrusive_ptr<c10d::ProcessGroupGloo> gloo_group(const c10::intrusiv
 }
 #endif
 
+#if MNEMO_GLOO
+namespace detail {
+// A rank may send when its peer has said that it waits. Gloo's own alltoall says so behind what it sends itself: a peer
+// that is a little later then begins when all of that has arrived, and the two directions of a wire are used one after
+// the other. Here everybody says so first.
+inline void all_to_all(c10d::ProcessGroupGloo& group, const at::Tensor& out, const at::Tensor& in,
+                       const std::vector<std::int64_t>& from, const std::vector<std::int64_t>& to) {
+    const std::vector<at::Tensor> incoming = out.split_with_sizes(from), outgoing = in.split_with_sizes(to);
+    const auto world = incoming.size(), own = static_cast<std::size_t>(group.getRank());
+    std::vector<decltype(group.send(std::declval<std::vector<at::Tensor>&>(), 0, 0))> pending;
+    for (std::size_t i = 1; i < world; ++i) {
+        const std::size_t r = (own + world - i) % world;
+        std::vector<at::Tensor> one{incoming[r]};
+        if (one[0].numel() > 0) pending.push_back(group.recv(one, static_cast<int>(r), 0));
+    }
+    for (std::size_t i = 1; i < world; ++i) { // each begins with another rank
+        const std::size_t r = (own + i) % world;
+        std::vector<at::Tensor> one{outgoing[r]};
+        if (one[0].numel() > 0) pending.push_back(group.send(one, static_cast<int>(r), 0));
+    }
+    incoming[own].copy_(outgoing[own]);
+    for (const auto& work : pending) work->wait();
+}
+} // namespace detail
+#endif
+
 /// The processes of a job, which gather and exchange rows with one another through LibTorch's c10d: over Gloo where its
 /// headers are there (Ranks::has_gloo), else through the store that the processes meet at, which any LibTorch has and
 /// which is slower. A host with a process group of its own (NCCL, MPI) hands it over. Calls are made by all ranks in
@@ -454,6 +480,13 @@ class Ranks {
             else
                 group->alltoall_base(out, in, from, to)->wait();
         };
+#if MNEMO_GLOO
+        if constexpr (std::is_same_v<Group, c10d::ProcessGroupGloo>)
+            all_to_all_ = [group](at::Tensor& out, at::Tensor& in, const std::vector<std::int64_t>& from,
+                                  const std::vector<std::int64_t>& to) {
+                detail::all_to_all(*group, out, in, from, to);
+            };
+#endif
         all_gather_ = [group](std::vector<at::Tensor>& out, const at::Tensor& in) {
             std::vector<std::vector<at::Tensor>> lists{out};
             std::vector<at::Tensor> inputs{in};
