@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-// What a memory over several processes costs, and the model of docs/dist.md beside it. What a rank does alone is
-// measured on one rank and on two, the bare network on as many ranks as there are; every exchange and every step is
-// predicted from that. It starts its ranks itself, on the loopback, or is one of them where RANK is set.
+// What a memory over several processes costs, and the model of docs/dist.md beside it. What a rank does beside
+// searching and the bare network are measured on as many ranks as there are, a search on one rank and on two; every
+// exchange and every step is predicted from that. It starts its ranks itself, on the loopback, or is one of them where
+// RANK is set.
 //
 //     bench_dist [ranks=1,2,3,4,8] [queries=1,64,512] [k=64,1024] [rows=1000000] [dim=1024] [passes=5] [steps=4]
 //                [window=60] [search=1] [store=0] [keep=1]
@@ -13,7 +14,8 @@
 // there are others.
 // search=0: the exchange alone, of hits that are ready, without keys. store=1: through the store instead of Gloo.
 // keep=0: freed memory goes back to the system, as glibc's malloc has it unless told otherwise. The constants that it
-// prints may be given as further arguments: then they are not measured.
+// prints, of one rank and of two, are for dist_model.py. Those of searches may be given as further arguments: then they
+// are not measured, as they cannot be where RANK is set.
 #include <mnemo/dist/sharded.hpp>
 #include <mnemo/retrieve/exact.hpp>
 #include <mnemo/store/tokens.hpp>
@@ -143,13 +145,13 @@ double slowest(Ranks& ranks, double mine) {
     return *std::max_element(all.begin(), all.end());
 }
 
-// Ranks that share a core take turns; for a few milliseconds of work nobody moves to a core that has less to do.
+// Ranks that share a core take turns.
 double crowd(int world) { return std::max(1.0, static_cast<double>(world) / std::thread::hardware_concurrency()); }
-double short_crowd(int world) { return std::ceil(crowd(world)); }
 
 using Numbers = std::map<std::string, double>;
 using Samples = std::map<std::string, std::vector<double>>; // seconds, a window each
 const std::string kDisturbed = " disturbed"; // after a name: windows that count where there are no others
+const std::string kPrepared = " prepared";   // after a name: how much of it was preparation
 Numbers middle(const Samples& samples) {
     Numbers out;
     for (const auto& [name, seconds] : samples)
@@ -165,14 +167,14 @@ Numbers middle(const Samples& samples) {
 class Windows {
   public:
     explicit Windows(Ranks& ranks, double window = 1e-3 * settings.at("window")) : ranks_(ranks), window_(window) {}
-    // Wall time, of the slowest rank. Before each call a rank may prepare it: that work is not counted.
-    void wall(
-        std::string name, std::function<void()> call, std::function<void()> prepare = [] {}) {
+    // Wall time, of the slowest rank. Before each call a rank may prepare it: how much processor time that takes, in
+    // the mean of ranks, is noted as well.
+    void wall(std::string name, std::function<void()> call, std::function<void()> prepare = {}) {
         works_.push_back({std::move(name), std::move(call), std::move(prepare), false});
     }
     // Processor time, in the mean of ranks.
     void processor(std::string name, std::function<void()> call) {
-        works_.push_back({std::move(name), std::move(call), [] {}, true});
+        works_.push_back({std::move(name), std::move(call), {}, true});
     }
     /// In each of so many passes `steps` windows of each, of those that are not longer than a window; one of others.
     Samples run(index_t passes, index_t steps) {
@@ -186,8 +188,10 @@ class Windows {
         for (index_t i = 0; i < passes * steps; ++i)
             for (const Work& w : works_)
                 if (i % steps == 0 || w.times > 1) {
-                    const auto [seconds, kept] = one_window(w);
-                    out[w.name + (kept > kQuiet ? kDisturbed : "")].push_back(seconds);
+                    const Window window = one_window(w);
+                    const std::string suffix = window.kept > kQuiet ? kDisturbed : "";
+                    out[w.name + suffix].push_back(window.seconds);
+                    if (w.prepare) out[w.name + kPrepared + suffix].push_back(window.prepared);
                 }
         return out;
     }
@@ -199,26 +203,39 @@ class Windows {
         bool processor;
         int times = 1;
     };
+    struct Window {
+        double seconds = 0, prepared = 0; // of a call, of its preparation
+        double kept = INFINITY;           // by the host, of the processors
+        double took = 0;                  // the whole of it
+    };
     // The least disturbed one, where the host of a virtual machine keeps the processors to itself, of as many as fit
-    // three times what one takes, or 0.3 seconds. Seconds, and the host's part of the processors.
-    std::pair<double, double> one_window(const Work& w) {
-        std::pair<double, double> best{0, INFINITY};
+    // three times what one takes, or 0.3 seconds.
+    Window one_window(const Work& w) {
+        Window best;
         double all = 0;
-        for (double once = 0; best.second > kQuiet && all <= std::max(0.3 - once, 2.5 * once); all += once)
-            if (const auto tried = one_try(w, once); tried.second < best.second) best = tried;
+        for (double once = 0; best.kept > kQuiet && all <= std::max(0.3 - once, 2.5 * once); all += once) {
+            const Window tried = one_try(w);
+            once = tried.took;
+            if (tried.kept < best.kept) best = tried;
+        }
         return best;
     }
-    // `took`: seconds of the whole try. The same on all ranks, as the host's part is.
-    std::pair<double, double> one_try(const Work& w, double& took) {
-        if (w.times > 1) w.prepare(), w.call(); // what others have left of memory and caches is not counted
-        (void)slowest(ranks_, 0);               // all begin together
+    // The same on all ranks.
+    Window one_try(const Work& w) {
+        if (w.times > 1) { // what others have left of memory and caches is not counted
+            if (w.prepare) w.prepare();
+            w.call();
+        }
+        (void)slowest(ranks_, 0); // all begin together
         const double begin = processor_time(), kept_before = kept_by_host();
         double prepared = 0;
         const double wall = seconds_of([&] {
             for (int t = 0; t < w.times; ++t) {
-                const double before = processor_time();
-                w.prepare();
-                prepared += processor_time() - before;
+                if (w.prepare) {
+                    const double before = processor_time();
+                    w.prepare();
+                    prepared += processor_time() - before;
+                }
                 w.call();
             }
         });
@@ -228,10 +245,8 @@ class Windows {
         const auto mean = [](const std::vector<double>& of) {
             return std::accumulate(of.begin(), of.end(), 0.0) / static_cast<double>(of.size());
         };
-        const double whole = w.processor ? mean(all) : *std::max_element(all.begin(), all.end());
-        took = walls[0];
-        return {std::max(0.0, whole - short_crowd(ranks_.size()) * mean(aside)) / w.times,
-                kept[0] / walls[0] / std::thread::hardware_concurrency()};
+        return {(w.processor ? mean(all) : *std::max_element(all.begin(), all.end())) / w.times, mean(aside) / w.times,
+                kept[0] / walls[0] / std::thread::hardware_concurrency(), walls[0]};
     }
     Ranks& ranks_;
     double window_;
@@ -256,17 +271,16 @@ struct Curve {
 };
 struct Network {
     Curve gather, exchange;
+    // What a millisecond that every rank works adds to a large round: more than one, for ranks share cores, and the
+    // slower keeps the others waiting. And by how much less that is than what it adds to a small round: where the wire
+    // is slow some work while others wait, and who shares a core has the time to move to another.
+    double crowd = 1, overlap = 1;
+    // A round in which all messages come from one rank or go to one, as a part of one in which each has some for each.
+    double lone = 1;
 };
 // Hits that a core holds in its own cache, as found and as they travel (20 bytes): of a rank alone, and of one that has
 // what comes from others beside them.
 double near_hits(bool alone) { return alone ? 1 << 16 : 1 << 15; }
-// What a rank does beside searching, in company and (alone_) by itself: nanoseconds for a call, a query, a hit that is
-// packed (and more for each beyond near_hits); in company a number of a query that is copied for one rank, a hit that
-// is merged from several lists (and more for each doubling of their number), a value that is fetched; alone a hit that
-// is copied from the only list.
-const char* const work_names[] = {"call_ns",       "query_ns",     "pack_ns",       "far_ns",        "copy_ns",
-                                  "merge_ns",      "merge_log_ns", "fetch_ns",      "alone_call_ns", "alone_query_ns",
-                                  "alone_pack_ns", "alone_far_ns", "alone_merge_ns"};
 // Of a search, by one rank alone (alone_), or by as many as there are cores at the same time (search_): keys x queries
 // x width a second, and the seconds that it takes with any number of keys (_s).
 std::string search_name(bool alone, Shape s) { return text(alone ? "alone_" : "search_", s.queries, "_", s.k); }
@@ -288,23 +302,26 @@ struct Messages {
     }
     double most() const { return std::max({queries, hits, 4 * fetched}); }
 };
-Prediction predict(int world, Shape s, const Network& net) {
+// `work`: what a rank does beside searching, nanoseconds for a call, a query, a hit that is packed (and more for each
+// beyond near_hits), a hit of several lists that is merged or, by a rank alone, copied; in company also for a number of
+// a query that is copied for one rank and a value that is fetched.
+Prediction predict(int world, Shape s, const Network& net, const Numbers& work) {
     const double n = settings.at("rows"), d = settings.at("dim"), r = world, all = static_cast<double>(s.queries),
                  own = std::ceil(all / r), k = static_cast<double>(s.k), found = std::min(k, n);
     const Messages m(world, s);
-    const auto of = [&](const std::string& name) { return settings.at((world == 1 ? "alone_" : "") + name) * 1e-9; };
+    const auto of = [&](const char* name) { return work.at(name) * 1e-9; };
     Prediction p;
     const double packed = all * std::min(k, n / r);
     p.work = of("call_ns") + all * of("query_ns") + packed * of("pack_ns") +
              std::max(0.0, packed - near_hits(world == 1)) * of("far_ns") + own * found * of("merge_ns");
     if (world > 1) {
         p.bytes = (r - 1) * (m.pieces * (m.queries + m.hits) + 8 * m.fetched);
-        p.rounds = net.gather(112) + m.pieces * (net.gather(m.queries) + net.exchange(m.hits)) + net.exchange(8) +
-                   2 * net.exchange(4 * m.fetched);
-        p.work += own * found * std::log2(r) * of("merge_log_ns") + own * r * d * of("copy_ns") +
-                  (r - 1) * m.fetched * of("fetch_ns");
+        // Those that have no queries ask nobody; what they are told of the search is as much as nothing.
+        const double others = std::min(all, r) - 1, part = net.lone + (1 - net.lone) * others / (r - 1);
+        p.rounds = net.gather(112) + m.pieces * (part * net.gather(m.queries) + net.exchange(m.hits)) +
+                   net.exchange(8) + part * 2 * net.exchange(4 * m.fetched);
+        p.work = net.overlap * (p.work + own * r * d * of("copy_ns")) + (r - 1) * m.fetched * of("fetch_ns");
     }
-    p.work *= short_crowd(world);
     if (get("search") != 0) {
         const std::string name = search_name(world == 1, s);
         p.search = crowd(world) * (settings.at(name + "_s") + n / r * all * d / settings.at(name));
@@ -322,7 +339,48 @@ Matrix queries_of(const Ranks& ranks, index_t rows) {
     return random_rows(rows, get("dim"), 0x9E3779B97F4A7C15u * static_cast<std::uint64_t>(ranks.rank() + 1));
 }
 
-constexpr std::int64_t kSmall = 128; // bytes
+constexpr index_t kMerged = 512, kListed = 256, kWide = 1024; // queries of all ranks, hits of each list
+// Merges what `lists` ranks have found for 512 / lists queries.
+std::function<void()> merge_of(index_t lists, index_t k) {
+    using namespace mnemo::nn::detail;
+    struct State {
+        std::vector<std::vector<std::uint8_t>> messages;
+        std::vector<HitsOnWire> answers;
+        Hits hits;
+        MergeHits merge;
+        std::vector<MergeHits::List> from;
+    };
+    const auto state = std::make_shared<State>();
+    const index_t queries = kMerged / lists;
+    std::vector<float> scores(static_cast<std::size_t>(k));
+    std::vector<std::uint32_t> rows(scores.size());
+    std::iota(rows.begin(), rows.end(), 0u);
+    for (index_t r = 0; r < lists; ++r) {
+        state->messages.emplace_back(static_cast<std::size_t>(HitsOnWire::bytes(queries, k)));
+        state->answers.emplace_back(state->messages.back().data(), queries, k);
+        for (index_t q = 0; q < queries; ++q) {
+            Falling falling(static_cast<std::uint32_t>(q) * 1000003u + static_cast<std::uint32_t>(r));
+            for (float& score : scores) score = falling.next();
+            state->answers.back().set(q, scores, rows);
+        }
+    }
+    state->hits.resize(queries, k);
+    return [state, lists, queries, k] {
+        for (index_t q = 0; q < queries; ++q) {
+            state->from.clear();
+            for (index_t r = 0; r < lists; ++r)
+                state->from.push_back({&state->answers[static_cast<std::size_t>(r)], q, r * 1000000});
+            const auto ids = state->hits.room_for_ids(q);
+            const auto of_row = state->hits.room_for_scores(q);
+            state->merge(state->from, k, [&](index_t i, index_t id, float score, std::size_t, index_t) {
+                ids[static_cast<std::size_t>(i)] = id, of_row[static_cast<std::size_t>(i)] = score;
+            });
+        }
+    };
+}
+
+constexpr std::int64_t kSmall = 128, kLone = 2048; // bytes
+const std::string kAtWork = "at work ";            // before a size: a round behind work
 // The engine alone: rounds of messages of a few sizes. As in a retrieval a rank has read what came before and written
 // what it sends, and has had to do with several times as much memory since it last used these buffers. A small round
 // stands behind each other one, and is taken off: what is still on its way when a rank has all that it waits for holds
@@ -331,28 +389,30 @@ void bare_rounds(Ranks& ranks, Windows& windows) {
     if (ranks.size() == 1) return;
     double most = 0;
     for (const Shape s : shapes) most = std::max(most, Messages(ranks.size(), s).most());
-    constexpr std::int64_t buffers = 4;
     struct State {
-        at::Tensor in, out;
+        at::Tensor in, out; // [buffers, ranks, bytes]
         std::int64_t which = 0;
-    };
-    const auto world = static_cast<std::int64_t>(ranks.size());
-    const std::vector<std::int64_t> ones(static_cast<std::size_t>(world), 1);
-    for (std::int64_t bytes = kSmall;; bytes *= bytes < 8192 ? 4 : 2) { // closer where the line bends
-        const auto state = std::make_shared<State>();
-        state->in = at::zeros({buffers, world, bytes}, at::kByte), state->out = at::zeros_like(state->in);
-        const auto prepare = [state] {
-            const at::Tensor came = state->out[state->which];
-            state->which = (state->which + 1) % buffers;
+        State(std::int64_t world, std::int64_t bytes)
+            : in(at::zeros({4, world, bytes}, at::kByte)), out(at::zeros_like(in)) {}
+        void next() {
+            const at::Tensor came = out[which];
+            which = (which + 1) % in.size(0);
             const auto* read = came.data_ptr<std::uint8_t>();
-            std::transform(read, read + came.numel(), state->in[state->which].data_ptr<std::uint8_t>(),
+            std::transform(read, read + came.numel(), in[which].data_ptr<std::uint8_t>(),
                            [](std::uint8_t x) { return static_cast<std::uint8_t>(x + 1); });
-        };
-        const std::function<void()> small = [state, ones, &ranks] {
-            ranks.gather(state->in[state->which].narrow(0, 0, 1).narrow(1, 0, kSmall), ones);
-        };
+        }
+    };
+    using Counts = std::vector<std::int64_t>;
+    const std::int64_t world = ranks.size(), copies = ranks.copies();
+    const Counts ones(static_cast<std::size_t>(world), 1);
+    const auto small = [word = at::zeros({1, kSmall}, at::kByte), ones, &ranks] { ranks.gather(word, ones); };
+    std::function<void()> large, before_large;
+    std::int64_t size = 0;
+    for (std::int64_t bytes = kSmall;; bytes *= bytes < 8192 ? 4 : 2) { // closer where the line bends
+        const auto state = std::make_shared<State>(world, bytes);
+        const std::function<void()> prepare = [state] { state->next(); };
         std::function<void()> gather = [=, &ranks] {
-            ranks.gather_into(state->out[state->which], state->in[state->which], ones), small();
+            ranks.gather_into(state->out[state->which], state->in[state->which].narrow(0, 0, copies), ones), small();
         };
         std::function<void()> exchange = [=, &ranks] {
             ranks.all_to_all_into(state->out[state->which], state->in[state->which], ones, ones), small();
@@ -363,8 +423,24 @@ void bare_rounds(Ranks& ranks, Windows& windows) {
         }
         windows.wall(text("gather ", bytes), gather, prepare);
         windows.wall(text("exchange ", bytes), exchange, prepare);
+        if (bytes <= 1 << 20) large = gather, before_large = prepare, size = bytes;
         if (static_cast<double>(bytes) >= most) break;
     }
+    // With what the merge of 512 queries takes before it.
+    windows.wall(text(kAtWork, size), large,
+                 [before_large, merge = merge_of(ranks.size(), kWide)] { before_large(), merge(); });
+    // The last rank has something for all others, and they for it.
+    const auto state = std::make_shared<State>(world, kLone);
+    const bool asks = ranks.rank() + 1 == world;
+    Counts one(ones.size(), 0), mine(ones.size(), asks);
+    one.back() = 1;
+    const auto ask_and_answer = [=, &ranks] {
+        const at::Tensor in = state->in[state->which], out = state->out[state->which];
+        ranks.gather_into(out.narrow(0, 0, 1), in.narrow(0, 0, asks ? copies : 0), one);
+        ranks.all_to_all_into(out.narrow(0, 0, asks ? world : 0), in.narrow(0, 0, 1), one, mine);
+        small();
+    };
+    windows.wall("lone", ask_and_answer, [state] { state->next(); });
 }
 // The exchange without a search, again and again.
 std::function<void()> exchange_of(const std::shared_ptr<Ranks>& ranks, Shape s) {
@@ -393,45 +469,6 @@ TokenStore<half> random_store(const Ranks& ranks, index_t rows) {
     }
     return shard;
 }
-// Merges what `lists` ranks have found for 512 / lists queries.
-std::function<void()> merge_of(index_t lists, index_t k) {
-    using namespace mnemo::nn::detail;
-    struct State {
-        std::vector<std::vector<std::uint8_t>> messages;
-        std::vector<HitsOnWire> answers;
-        Hits hits;
-        MergeHits merge;
-        std::vector<MergeHits::List> from;
-    };
-    const auto state = std::make_shared<State>();
-    const index_t queries = 512 / lists;
-    std::vector<float> scores(static_cast<std::size_t>(k));
-    std::vector<std::uint32_t> rows(scores.size());
-    std::iota(rows.begin(), rows.end(), 0u);
-    for (index_t r = 0; r < lists; ++r) {
-        state->messages.emplace_back(static_cast<std::size_t>(HitsOnWire::bytes(queries, k)));
-        state->answers.emplace_back(state->messages.back().data(), queries, k);
-        for (index_t q = 0; q < queries; ++q) {
-            Falling falling(static_cast<std::uint32_t>(q) * 1000003u + static_cast<std::uint32_t>(r));
-            for (float& score : scores) score = falling.next();
-            state->answers.back().set(q, scores, rows);
-        }
-    }
-    state->hits.resize(queries, k);
-    return [state, lists, queries, k] {
-        for (index_t q = 0; q < queries; ++q) {
-            state->from.clear();
-            for (index_t r = 0; r < lists; ++r)
-                state->from.push_back({&state->answers[static_cast<std::size_t>(r)], q, r * 1000000});
-            const auto ids = state->hits.room_for_ids(q);
-            const auto of_row = state->hits.room_for_scores(q);
-            state->merge(state->from, k, [&](index_t i, index_t id, float score, std::size_t, index_t) {
-                ids[static_cast<std::size_t>(i)] = id, of_row[static_cast<std::size_t>(i)] = score;
-            });
-        }
-    };
-}
-
 // Searches of two sizes of a shard; those of two ranks at the same time, and they wait for each other.
 void searches(Ranks& ranks, Windows& windows) {
     struct State {
@@ -466,87 +503,115 @@ void search_constants(Numbers& out, const Numbers& seconds, bool alone) {
 const Shape alone_shapes[] = {{1, 1}, {1024, 1}, {256, 128}, {1024, 768}};
 std::string alone_name(Shape s) { return text("alone ", s.queries, "_", s.k); }
 // call_ns, query_ns, far_ns and what a hit takes, packed and copied. `base` is what each time has beside it.
-double alone_constants(Numbers& out, const std::string& prefix, const Numbers& seconds, double base) {
+double common_work(Numbers& out, const Numbers& seconds, double base, double near_by) {
     const auto ns = [&](Shape s) { return 1e9 * (seconds.at(alone_name(s)) - base); };
     const auto [one, few, near, many] = alone_shapes;
-    const double call = out[prefix + "call_ns"] = std::max(0.0, ns(one)),
-                 query = out[prefix + "query_ns"] = std::max(0.0, ns(few) - call) / static_cast<double>(few.queries),
+    const double call = out["call_ns"] = std::max(0.0, ns(one)),
+                 query = out["query_ns"] = std::max(0.0, ns(few) - call) / static_cast<double>(few.queries),
                  hit = (ns(near) - call - static_cast<double>(near.queries) * query) /
                        static_cast<double>(near.queries * near.k),
                  far = static_cast<double>(many.queries * many.k);
-    out[prefix + "far_ns"] = std::max(0.0, ns(many) - call - static_cast<double>(many.queries) * query - far * hit) /
-                             (far - near_hits(prefix == "alone_"));
+    out["far_ns"] =
+        std::max(0.0, ns(many) - call - static_cast<double>(many.queries) * query - far * hit) / (far - near_by);
     return hit;
 }
-constexpr index_t kMerged = 512, kListed = 256; // queries, and hits of each list
 
 void work_alone(const std::shared_ptr<Ranks>& ranks, Windows& windows) {
     for (const Shape s : alone_shapes) windows.processor(alone_name(s), exchange_of(ranks, s));
     windows.processor("merge", merge_of(1, kListed));
 }
-// On two ranks, both at once, by means of a store of its own. Each work has a round of the network behind it, which is
-// taken off: as in a retrieval, a rank begins it with what the network has left of its caches, and waits for the
-// slower.
+// On all ranks at once, by means of a store of its own. Each work has a round of the network behind it, which is taken
+// off: as in a retrieval, a rank begins it with what the network has left of its caches, and waits for the slower.
 void work_in_company(const std::shared_ptr<Ranks>& ranks, Windows& windows) {
     const auto alone = std::make_shared<Ranks>(RanksOptions{});
-    const index_t d = get("dim"), rows = kMerged / 2;
+    const index_t d = get("dim"), world = ranks->size(), rows = kMerged / world;
     const at::Tensor word = at::zeros({1, 14}, at::kLong);
-    const auto round = [ranks, word] { ranks->gather(word, {1, 1}); };
+    const auto round = [ranks, word, ones = std::vector<std::int64_t>(static_cast<std::size_t>(world), 1)] {
+        ranks->gather(word, ones);
+    };
     const auto with_round = [&](std::string name, std::function<void()> work) {
         windows.wall(std::move(name), [round, work] { work(), round(); });
     };
     windows.wall("round", round);
     for (const Shape s : alone_shapes) with_round(alone_name(s), exchange_of(alone, s));
-    for (int log = 0; log < 4; ++log) with_round(text("merge ", log), merge_of(index_t{1} << log, kListed));
+    with_round("merge", merge_of(world, kWide));
+    for (index_t lists = 1; lists <= (world == 2 ? 8 : 1); lists *= 2)
+        with_round(text("merge ", lists), merge_of(lists, kListed));
     const auto queries = std::make_shared<Matrix>(queries_of(*ranks, rows));
-    const auto copies = std::make_shared<std::vector<float>>(2 * queries->data.size());
+    const auto copies = std::make_shared<std::vector<float>>(static_cast<std::size_t>(kMerged * d));
     const auto width = static_cast<std::size_t>(d);
     with_round("copy", [=] {
-        for (index_t row = 0; row < 2 * rows; ++row)
+        for (index_t row = 0; row < kMerged; ++row)
             convert((*queries)[row % rows],
                     std::span<float>(*copies).subspan(static_cast<std::size_t>(row) * width, width));
     });
     const ShardedStore<NoKeys> store(ranks,
                                      NoKeys{d, share(get("rows"), *ranks), static_cast<std::uint32_t>(ranks->rank())});
-    windows.wall("fetch",
-                 [store, found = Sharded<Ready>{{2 * kListed}}.retrieve(store, *queries)] { store.fetch(found); });
+    windows.wall("fetch", [store, found = Sharded<Ready>{{kWide}}.retrieve(store, *queries)] { store.fetch(found); });
 }
 Network network_of(const Numbers& measured) {
     Network net;
     for (const auto& [name, seconds] : measured)
-        for (const auto& [prefix, curve] : {std::pair{"gather ", &net.gather}, std::pair{"exchange ", &net.exchange}})
-            if (name.starts_with(prefix))
-                curve->points.emplace_back(std::stod(name.substr(std::strlen(prefix))), seconds);
-    for (Curve* curve : {&net.gather, &net.exchange}) std::sort(curve->points.begin(), curve->points.end());
+        if (name.starts_with(kAtWork) && !name.ends_with(kPrepared)) {
+            const std::string idle = "gather " + name.substr(kAtWork.size());
+            const double added = std::max(0.0, seconds - measured.at(idle));
+            net.crowd = added / (measured.at(name + kPrepared) - measured.at(idle + kPrepared));
+            net.overlap = added / (measured.at("merge") - measured.at("round"));
+        }
+    const auto bare = [&](const std::string& name) {
+        return std::max(0.0, measured.at(name) - net.crowd * measured.at(name + kPrepared));
+    };
+    for (const auto& [prefix, curve] : {std::pair{"gather ", &net.gather}, std::pair{"exchange ", &net.exchange}}) {
+        for (const auto& [name, seconds] : measured)
+            if (name.starts_with(prefix) && !name.ends_with(kPrepared))
+                curve->points.emplace_back(std::stod(name.substr(std::strlen(prefix))), bare(name));
+        std::sort(curve->points.begin(), curve->points.end());
+    }
     const double small = net.gather(kSmall);
     for (Curve* curve : {&net.gather, &net.exchange})
         for (auto& [bytes, seconds] : curve->points)
             if (bytes > kSmall) seconds = std::max(0.0, seconds - small);
+    if (measured.count("lone") == 1)
+        net.lone = std::max(0.0, bare("lone") - small) / (net.gather(kLone) + net.exchange(kLone));
     return net;
 }
-Numbers constants_of(const Numbers& alone, const Numbers& company) {
+Numbers work_of(int world, const Numbers& measured) {
     Numbers out;
-    const double hit = alone_constants(out, "alone_", alone, 0), round = company.at("round");
-    out["alone_merge_ns"] = 1e9 * alone.at("merge") / static_cast<double>(kMerged * kListed);
-    out["alone_pack_ns"] = hit - out["alone_merge_ns"];
+    if (world == 1) {
+        const double hit = common_work(out, measured, 0, near_hits(true));
+        out["merge_ns"] = 1e9 * measured.at("merge") / static_cast<double>(kMerged * kListed);
+        out["pack_ns"] = hit - out["merge_ns"];
+        return out;
+    }
+    const double round = measured.at("round");
     const auto ns = [&](const std::string& name, index_t count) {
-        return 1e9 * std::max(0.0, company.at(name) - round) / static_cast<double>(count);
+        return 1e9 * std::max(0.0, measured.at(name) - round) / static_cast<double>(count);
     };
-    // One list is copied; a straight line through what two, four and eight take.
-    const auto merge = [&](int log) { return ns(text("merge ", log), (kMerged >> log) * kListed); };
-    out["pack_ns"] = alone_constants(out, "", company, round) - merge(0);
-    out["merge_log_ns"] = (merge(3) - merge(1)) / 2;
-    out["merge_ns"] = (merge(1) + merge(2) + merge(3)) / 3 - 2 * out["merge_log_ns"];
+    out["pack_ns"] = common_work(out, measured, round, near_hits(false)) - ns("merge 1", kMerged * kListed);
+    out["merge_ns"] = ns("merge", kMerged / world * kWide);
     out["copy_ns"] = ns("copy", kMerged * get("dim"));
-    const auto fetched = static_cast<double>(kMerged / 2 * kListed); // half of what was found is the other rank's
-    const Curve exchange = network_of(company).exchange;
-    out["fetch_ns"] = 1e9 * std::max(0.0, company.at("fetch") - exchange(8) - 2 * exchange(4 * fetched)) / fetched;
+    const double from_each = static_cast<double>(kMerged / world * std::min(kWide, get("rows"))) / world;
+    const Curve exchange = network_of(measured).exchange;
+    out["fetch_ns"] = 1e9 * std::max(0.0, measured.at("fetch") - exchange(8) - 2 * exchange(4 * from_each)) /
+                      (from_each * (world - 1));
+    return out;
+}
+// What dist_model.py wants to know, too: two lists are merged without a tree, four and eight with one.
+Numbers constants_of(const Numbers& alone, const Numbers& company) {
+    Numbers out = work_of(2, company);
+    for (const auto& [name, value] : work_of(1, alone)) out["alone_" + name] = value;
+    const auto merge = [&](index_t lists) {
+        return 1e9 * (company.at(text("merge ", lists)) - company.at("round")) /
+               static_cast<double>(kMerged / lists * kListed);
+    };
+    out["merge_log_ns"] = merge(8) - merge(4);
+    out["merge_tree_ns"] = merge(4) - 2 * out["merge_log_ns"];
     search_constants(out, alone, true);
     search_constants(out, company, false);
     return out;
 }
 
-// The network, and every shape: its exchange, its step. On one rank and on two the constants as well.
+// The network, work, and every shape: its exchange, its step. On one rank and on two what a search takes as well.
 Samples measure(const RanksOptions& options, index_t passes = 1) {
     const auto ranks = std::make_shared<Ranks>(options);
     Windows windows(*ranks), steps(*ranks, 5e-3 * settings.at("window"));
@@ -557,7 +622,7 @@ Samples measure(const RanksOptions& options, index_t passes = 1) {
         else
             windows.wall(text("shape ", i), exchange_of(ranks, shapes[i]));
     if (ranks->size() == 1) work_alone(ranks, windows);
-    if (ranks->size() == 2) work_in_company(ranks, windows);
+    if (ranks->size() > 1) work_in_company(ranks, windows);
     Samples out = windows.run(passes, get("steps"));
     if (get("search") == 0) return out;
     const ShardedStore<TokenStore<half>> store(ranks, random_store(*ranks, share(get("rows"), *ranks)));
@@ -645,8 +710,9 @@ void print_header() {
 }
 void print(int world, const Numbers& measured, Errors& exchanges, Errors& steps) {
     const Network net = network_of(measured);
+    const Numbers work = work_of(world, measured);
     for (std::size_t i = 0; i < shapes.size(); ++i) {
-        const Prediction p = predict(world, shapes[i], net);
+        const Prediction p = predict(world, shapes[i], net, work);
         const double exchange = measured.at(text("shape ", i));
         std::printf("| %d | %lld | %lld | %.3g | %.3g | %.3g + %.3g | %s |", world,
                     static_cast<long long>(shapes[i].queries), static_cast<long long>(shapes[i].k), p.bytes / 1e6,
@@ -672,6 +738,15 @@ std::string describe(int world, const Network& net) {
             out += point;
         }
         out += "\n";
+    }
+    if (world > 1) {
+        char line[200];
+        std::snprintf(
+            line, sizeof line,
+            "%d ranks: a millisecond of work of each adds %.2f to a large round, %.2f of what it adds to a small "
+            "one; a round of one rank's messages takes %.2f of one of all\n",
+            world, net.crowd, net.overlap, net.lone);
+        out += line;
     }
     return out;
 }
@@ -705,11 +780,10 @@ int main(int count, char** arguments) {
         for (const index_t queries : lists["queries"])
             for (const index_t k : lists["k"]) shapes.push_back({queries, std::min(k, get("rows"))});
         const RanksOptions options = RanksOptions::from_environment(); // somebody else has started this as one of many
-        bool all = get("search") == 0 || std::all_of(shapes.begin(), shapes.end(), [&](Shape s) {
-                       return given.count(search_name(false, s)) == 1 && given.count(search_name(true, s)) == 1;
-                   });
-        for (const char* name : work_names) all = all && given.count(name) == 1;
-        if (options.world > 1 && !all) fail("expected all constants where RANK is set: bench_dist prints them");
+        const bool all = get("search") == 0 || std::all_of(shapes.begin(), shapes.end(), [&](Shape s) {
+                             return given.count(search_name(false, s)) == 1 && given.count(search_name(true, s)) == 1;
+                         });
+        if (options.world > 1 && !all) fail("expected constants of searches where RANK is set: bench_dist prints them");
         std::set<index_t> worlds(lists["ranks"].begin(), lists["ranks"].end());
         if (!all) worlds.insert({1, 2});
         std::map<index_t, Samples> measured;
@@ -720,10 +794,13 @@ int main(int count, char** arguments) {
             for (const index_t world : worlds) start(static_cast<int>(world), measured[world]);
         }
         if (options.rank != 0) return 0;
-        if (!all) given = constants_of(middle(measured[1]), middle(measured[2]));
-        std::printf("constants:");
-        for (const auto& [name, value] : given) std::printf(" %s=%.3g", name.c_str(), settings[name] = value);
-        std::printf("\n\n");
+        if (measured.count(1) == 1 && measured.count(2) == 1)
+            for (const auto& [name, value] : constants_of(middle(measured[1]), middle(measured[2])))
+                given.insert({name, value});
+        for (const auto& [name, value] : given)
+            std::printf("%s%s=%.3g", name == given.begin()->first ? "constants: " : " ", name.c_str(),
+                        settings[name] = value);
+        if (!given.empty()) std::printf("\n\n");
         Errors exchanges, steps;
         std::string networks;
         print_header();
@@ -738,7 +815,8 @@ int main(int count, char** arguments) {
         std::size_t windows = 0, disturbed = 0;
         for (const auto& [world, samples] : measured)
             for (const auto& [name, seconds] : samples)
-                windows += seconds.size(), disturbed += name.ends_with(kDisturbed) ? seconds.size() : 0;
+                if (name.find(kPrepared) == std::string::npos)
+                    windows += seconds.size(), disturbed += name.ends_with(kDisturbed) ? seconds.size() : 0;
         std::printf("the host of a virtual machine kept more than %.0f %% of the processors in %zu of %zu windows\n",
                     100 * kQuiet, disturbed, windows);
     } catch (const std::exception& e) {

@@ -25,10 +25,12 @@ def step(a, n, r):
     packed = a.batch * width
     alone = "alone_" if r == 1 else ""
     work = c[alone + "call_ns"] + a.batch * c[alone + "query_ns"] + packed * c[alone + "pack_ns"]
-    work += max(0, packed - (2**16 if r == 1 else 2**15)) * c[alone + "far_ns"] + own * a.k * c[alone + "merge_ns"]
+    work += max(0, packed - (2**16 if r == 1 else 2**15)) * c[alone + "far_ns"]
+    # One list is copied, two are merged side by side, more by a tree.
+    tree = c["merge_tree_ns"] + math.ceil(math.log2(r)) * c["merge_log_ns"]
+    work += own * a.k * (c[alone + "merge_ns"] if r < 3 else tree)
     if r > 1:
-        work += own * a.k * math.log2(r) * c["merge_log_ns"] + own * r * a.dim * c["copy_ns"]
-        work += (r - 1) * fetched * c["fetch_ns"]
+        work += own * r * a.dim * c["copy_ns"] + (r - 1) * fetched * c["fetch_ns"]
     exchange = rounds + math.ceil(max(a.ranks_per_core, 1)) * work * 1e-9
     piece = min(a.batch, 1024)
     memory = n / r * (2 * a.dim + 4) + piece * (12 * a.dim + 36 * width) + own * 60 * a.k
