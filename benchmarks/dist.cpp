@@ -5,7 +5,7 @@
 // RANK is set.
 //
 //     bench_dist [ranks=1,2,3,4,8] [queries=1,64,512] [k=64,1024] [rows=1000000] [dim=1024] [passes=5] [steps=4]
-//                [window=60] [search=1] [store=0] [keep=1]
+//                [window=60] [search=1] [store=0] [alltoall=0] [keep=1]
 //
 // queries: of all ranks together. rows: of all ranks. passes: constants and all numbers of ranks, again and again, for
 // a machine is faster in one minute than in the next. steps: windows of so many milliseconds for each pass, in which
@@ -13,6 +13,7 @@
 // window in which the host of a virtual machine kept processors to itself is measured again, and does not count where
 // there are others.
 // search=0: the exchange alone, of hits that are ready, without keys. store=1: through the store instead of Gloo.
+// alltoall=1: Gloo's own alltoall, as of a group that a host hands over.
 // keep=0: freed memory goes back to the system, as glibc's malloc has it unless told otherwise. The constants that it
 // prints, of one rank and of two, are for dist_model.py. Those of searches may be given as further arguments: then they
 // are not measured, as they cannot be where RANK is set.
@@ -44,8 +45,8 @@ using namespace mnemo::nn;
 
 namespace {
 
-std::map<std::string, double> settings = {{"rows", 1e6},  {"dim", 1024}, {"passes", 5}, {"steps", 4},
-                                          {"window", 60}, {"search", 1}, {"store", 0},  {"keep", 1}};
+std::map<std::string, double> settings = {{"rows", 1e6}, {"dim", 1024}, {"passes", 5},   {"steps", 4}, {"window", 60},
+                                          {"search", 1}, {"store", 0},  {"alltoall", 0}, {"keep", 1}};
 index_t get(const char* name) { return static_cast<index_t>(settings.at(name)); }
 
 struct Shape {
@@ -611,9 +612,27 @@ Numbers constants_of(const Numbers& alone, const Numbers& company) {
     return out;
 }
 
+// Kept with what they need.
+std::shared_ptr<Ranks> start_ranks(const RanksOptions& options) {
+#if MNEMO_GLOO
+    if (get("alltoall") != 0 && options.world > 1) {
+        struct Host {
+            mnemo::nn::detail::HeldStore store;
+            c10::intrusive_ptr<c10d::ProcessGroup> group; // not known to be Gloo's
+            Ranks ranks;
+            explicit Host(const RanksOptions& o)
+                : store(meet(o)), group(gloo_group(store.shared(), o.rank, o.world, o)), ranks(group, o.rank, o.world) {
+            }
+        };
+        const auto host = std::make_shared<Host>(options);
+        return {host, &host->ranks};
+    }
+#endif
+    return std::make_shared<Ranks>(options);
+}
 // The network, work, and every shape: its exchange, its step. On one rank and on two what a search takes as well.
 Samples measure(const RanksOptions& options, index_t passes = 1) {
-    const auto ranks = std::make_shared<Ranks>(options);
+    const auto ranks = start_ranks(options);
     Windows windows(*ranks), steps(*ranks, 5e-3 * settings.at("window"));
     bare_rounds(*ranks, windows);
     for (std::size_t i = 0; i < shapes.size(); ++i)

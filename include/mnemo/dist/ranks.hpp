@@ -295,17 +295,18 @@ namespace detail {
 inline void all_to_all(c10d::ProcessGroupGloo& group, const at::Tensor& out, const at::Tensor& in,
                        const std::vector<std::int64_t>& from, const std::vector<std::int64_t>& to) {
     const std::vector<at::Tensor> incoming = out.split_with_sizes(from), outgoing = in.split_with_sizes(to);
+    constexpr int tag = 0x6d6e; // a host's own messages have others
     const auto world = incoming.size(), own = static_cast<std::size_t>(group.getRank());
     std::vector<decltype(group.send(std::declval<std::vector<at::Tensor>&>(), 0, 0))> pending;
     for (std::size_t i = 1; i < world; ++i) {
         const std::size_t r = (own + world - i) % world;
         std::vector<at::Tensor> one{incoming[r]};
-        if (one[0].numel() > 0) pending.push_back(group.recv(one, static_cast<int>(r), 0));
+        if (one[0].numel() > 0) pending.push_back(group.recv(one, static_cast<int>(r), tag));
     }
     for (std::size_t i = 1; i < world; ++i) { // each begins with another rank
         const std::size_t r = (own + i) % world;
         std::vector<at::Tensor> one{outgoing[r]};
-        if (one[0].numel() > 0) pending.push_back(group.send(one, static_cast<int>(r), 0));
+        if (one[0].numel() > 0) pending.push_back(group.send(one, static_cast<int>(r), tag));
     }
     incoming[own].copy_(outgoing[own]);
     for (const auto& work : pending) work->wait();
