@@ -285,9 +285,7 @@ inline c10::intrusive_ptr<c10d::ProcessGroupGloo> gloo_group(const c10::intrusiv
     gloo->devices.push_back(device.get());
     return c10::make_intrusive<c10d::ProcessGroupGloo>(store, rank, world, gloo);
 }
-#endif
 
-#if MNEMO_GLOO
 namespace detail {
 // A rank may send when its peer has said that it waits. Gloo's own alltoall says so behind what it sends itself: a peer
 // that is a little later then begins when all of that has arrived, and the two directions of a wire are used one after
