@@ -287,7 +287,7 @@ double near_hits(bool alone) { return alone ? 1 << 16 : 1 << 15; }
 std::string search_name(bool alone, Shape s) { return text(alone ? "alone_" : "search_", s.queries, "_", s.k); }
 
 struct Prediction {
-    double bytes = 0, rounds = 0, work = 0, search = 0; // bytes into a rank, seconds
+    double bytes = 0, rounds = 0, work = 0, search = 0; // bytes into a rank that has queries, seconds
     double exchange() const { return rounds + work; }
 };
 // The messages of a retrieval, in bytes for each pair of ranks.
@@ -316,9 +316,9 @@ Prediction predict(int world, Shape s, const Network& net, const Numbers& work) 
     p.work = of("call_ns") + all * of("query_ns") + packed * of("pack_ns") +
              std::max(0.0, packed - near_hits(world == 1)) * of("far_ns") + own * found * of("merge_ns");
     if (world > 1) {
-        p.bytes = (r - 1) * (m.pieces * (m.queries + m.hits) + 8 * m.fetched);
         // Those that have no queries ask nobody; what they are told of the search is as much as nothing.
         const double others = std::min(all, r) - 1, part = net.lone + (1 - net.lone) * others / (r - 1);
+        p.bytes = m.pieces * (others * m.queries + (r - 1) * m.hits) + 4 * m.fetched * (others + r - 1);
         p.rounds = net.gather(112) + m.pieces * (part * net.gather(m.queries) + net.exchange(m.hits)) +
                    net.exchange(8) + part * 2 * net.exchange(4 * m.fetched);
         p.work = net.overlap * (p.work + own * r * d * of("copy_ns")) + (r - 1) * m.fetched * of("fetch_ns");

@@ -285,13 +285,24 @@ inline c10::intrusive_ptr<c10d::ProcessGroupGloo> gloo_group(const c10::intrusiv
     gloo->devices.push_back(device.get());
     return c10::make_intrusive<c10d::ProcessGroupGloo>(store, rank, world, gloo);
 }
+#endif
 
 namespace detail {
+// Returns when all of it has arrived.
+template <class Group>
+void all_to_all(Group& group, at::Tensor& out, at::Tensor& in, std::vector<std::int64_t>& from,
+                std::vector<std::int64_t>& to) {
+    if constexpr (requires { group.all_to_all_single(out, in, from, to); })
+        group.all_to_all_single(out, in, from, to)->wait();
+    else
+        group.alltoall_base(out, in, from, to)->wait();
+}
+#if MNEMO_GLOO
 // A rank may send when its peer has said that it waits. Gloo's own alltoall says so behind what it sends itself: a peer
 // that is a little later then begins when all of that has arrived, and the two directions of a wire are used one after
 // the other. Here everybody says so first.
-inline void all_to_all(c10d::ProcessGroupGloo& group, const at::Tensor& out, const at::Tensor& in,
-                       const std::vector<std::int64_t>& from, const std::vector<std::int64_t>& to) {
+inline void all_to_all(c10d::ProcessGroupGloo& group, at::Tensor& out, at::Tensor& in, std::vector<std::int64_t>& from,
+                       std::vector<std::int64_t>& to) {
     const std::vector<at::Tensor> incoming = out.split_with_sizes(from), outgoing = in.split_with_sizes(to);
     constexpr int tag = 0x6d6e; // a host's own messages have others
     const auto world = incoming.size(), own = static_cast<std::size_t>(group.getRank());
@@ -309,8 +320,8 @@ inline void all_to_all(c10d::ProcessGroupGloo& group, const at::Tensor& out, con
     incoming[own].copy_(outgoing[own]);
     for (const auto& work : pending) work->wait();
 }
-} // namespace detail
 #endif
+} // namespace detail
 
 /// The processes of a job, which gather and exchange rows with one another through LibTorch's c10d: over Gloo where its
 /// headers are there (Ranks::has_gloo), else through the store that the processes meet at, which any LibTorch has and
@@ -335,8 +346,8 @@ class Ranks {
 #endif
         });
     }
-    /// A group that the host has made: a c10d::ProcessGroup or Backend with allgather, and alltoall_base where rows are
-    /// exchanged. Rows must lie where it wants them.
+    /// A group that the host has made: a c10d::ProcessGroup or Backend with allgather, and alltoall_base (of
+    /// Gloo's own send and recv) where rows are exchanged. Rows must lie where it wants them.
     template <class Group>
     Ranks(c10::intrusive_ptr<Group> group, int rank, int world) : options_{.rank = rank, .world = world} {
         use(std::move(group));
@@ -473,19 +484,7 @@ class Ranks {
     }
     template <class Group> void use(c10::intrusive_ptr<Group> group) {
         all_to_all_ = [group](at::Tensor& out, at::Tensor& in, std::vector<std::int64_t> from,
-                              std::vector<std::int64_t> to) {
-            if constexpr (requires { group->all_to_all_single(out, in, from, to); })
-                group->all_to_all_single(out, in, from, to)->wait();
-            else
-                group->alltoall_base(out, in, from, to)->wait();
-        };
-#if MNEMO_GLOO
-        if constexpr (std::is_same_v<Group, c10d::ProcessGroupGloo>)
-            all_to_all_ = [group](at::Tensor& out, at::Tensor& in, const std::vector<std::int64_t>& from,
-                                  const std::vector<std::int64_t>& to) {
-                detail::all_to_all(*group, out, in, from, to);
-            };
-#endif
+                              std::vector<std::int64_t> to) { detail::all_to_all(*group, out, in, from, to); };
         all_gather_ = [group](std::vector<at::Tensor>& out, const at::Tensor& in) {
             std::vector<std::vector<at::Tensor>> lists{out};
             std::vector<at::Tensor> inputs{in};
